@@ -1,0 +1,179 @@
+"""The artifact's folder: written whole or not at all, read back only if it is what its manifest says."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import cattrs
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import ArtifactDamaged, BadInput, EnvironmentProblem
+from edgekit.types import Artifact, FileRecord, Manifest
+
+MANIFEST = "edgekit.json"
+LABELS = "labels.txt"
+GOLDEN = "golden.safetensors"
+
+Golden = tuple[list[list[NDArray[np.generic]]], list[list[NDArray[np.generic]]]]
+"""Inputs and outputs: for each sample, one array for each input (output) of the model."""
+
+
+@contextmanager
+def atomic_folder(destination: Path) -> Iterator[Path]:
+    """A temporary sibling of `destination` that takes its name when the block ends well, and vanishes otherwise.
+
+    An existing `destination` is replaced; whether it may be is the caller's decision.
+    """
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    except OSError as error:
+        raise BadInput(f"cannot write to {destination.parent}: {error.strerror}", "Give another folder with -o.") from error
+    try:
+        with disk_errors(destination.parent):
+            temporary.chmod(0o755)  # mkdtemp makes it private
+            yield temporary
+            if destination.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
+                os.rename(destination, old / "artifact")
+                os.rename(temporary, destination)
+                shutil.rmtree(old)
+            else:
+                os.rename(temporary, destination)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns "no space left", however deep in a library it was met, into an `EnvironmentProblem`."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or "No space left on device" in str(cause):
+                raise EnvironmentProblem(
+                    f"no space left on the disk of {folder.resolve()}; nothing was written",
+                    "Free some space, or give a folder on another disk with -o.",
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def hash_files(folder: Path) -> dict[str, FileRecord]:
+    """Size and SHA-256 of every file below `folder` except the manifest, by relative path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(folder).as_posix(): _record(p) for p in files}
+
+
+def _record(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        return FileRecord(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `edgekit.json`."""
+    text = json.dumps(manifest_json(manifest), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def manifest_json(manifest: Manifest) -> dict[str, object]:
+    """The manifest as JSON values, `schema` first."""
+    values = cattrs.unstructure(manifest)
+    return {"schema": values.pop("schema"), **values}
+
+
+def load_artifact(path: str | Path) -> Artifact:
+    """The artifact at a folder (or at its manifest), every file hashed and compared with the manifest.
+
+    Raises `BadInput` where there is none, `ArtifactDamaged` where a file is missing, changed or unreadable.
+    """
+    folder = Path(path)
+    if folder.name == MANIFEST:
+        folder = folder.parent
+    manifest_path = folder / MANIFEST
+    if not manifest_path.is_file():
+        what = "has no edgekit.json" if folder.is_dir() else "does not exist" if not folder.exists() else "is not a folder"
+        raise BadInput(f"{path} is not an artifact: it {what}", "Make one with `edgekit export`, or give the artifact's folder.")
+    try:
+        values = json.loads(manifest_path.read_text(encoding="utf-8"))
+        if values.get("schema") != 1:
+            raise ArtifactDamaged(f"{manifest_path} has schema {values.get('schema')!r}; this edgekit reads 1", "Export it again.")
+        manifest = cattrs.Converter().structure(values, Manifest)
+    except (ValueError, AttributeError, OSError, cattrs.BaseValidationError) as error:
+        raise ArtifactDamaged(f"{manifest_path} cannot be read as a manifest", "Export the artifact again.") from error
+    _check_files(folder, manifest.files)
+    return Artifact(path=folder, manifest=manifest)
+
+
+def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
+    if not any(name.startswith("model.") for name in files):
+        raise ArtifactDamaged(f"the manifest of {folder} names no model file", "Export the artifact again.")
+    for name, record in files.items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ArtifactDamaged(f"the manifest of {folder} names a file outside it: {name}", "Do not use this artifact.")
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactDamaged(f"{folder} lacks its file {name}", "Copy the whole folder again, or export it again.")
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise ArtifactDamaged(
+                f"{path} has {size} bytes, not the {record.bytes} it was exported with (truncated or changed)",
+                "Copy the whole folder again, or export it again.",
+            )
+        if _record(path).sha256 != record.sha256:
+            raise ArtifactDamaged(
+                f"{path} is not the file that was exported: its SHA-256 differs from the manifest's",
+                "Copy the whole folder again, or export it again.",
+            )
+
+
+def write_golden(folder: Path, golden: Golden) -> None:
+    """Write `golden.safetensors`: `input.N` and `output.N` for sample N (`input.N.M` where there are several inputs)."""
+    from safetensors.numpy import save_file
+
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for kind, samples in zip(("input", "output"), golden, strict=True):
+        for n, sample in enumerate(samples):
+            for m, array in enumerate(sample):
+                arrays[f"{kind}.{n}" if len(sample) == 1 else f"{kind}.{n}.{m}"] = np.ascontiguousarray(array)
+    save_file(arrays, folder / GOLDEN)
+
+
+def read_golden(artifact: Artifact) -> Golden:
+    """The golden vectors of an artifact, in the layout that its model takes."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = load_file(artifact.path / GOLDEN)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactDamaged(f"{artifact.path / GOLDEN} cannot be read: {error}", "Export the artifact again.") from error
+    sides: dict[str, dict[int, dict[int, NDArray[np.generic]]]] = {"input": {}, "output": {}}
+    for key, array in arrays.items():
+        kind, n, *rest = key.split(".")
+        sides[kind].setdefault(int(n), {})[int(rest[0]) if rest else 0] = array
+    inputs, outputs = ([[sample[m] for m in sorted(sample)] for _, sample in sorted(side.items())] for side in sides.values())
+    return inputs, outputs
+
+
+def read_labels(artifact: Artifact) -> tuple[str, ...]:
+    """The class names of an artifact, or ()."""
+    if not artifact.manifest.labels:
+        return ()
+    return tuple((artifact.path / artifact.manifest.labels).read_text(encoding="utf-8").splitlines())
+
+
+def same_files(a: Path, b: Path) -> bool:
+    """Whether two artifact folders hold the same bytes under the same names."""
+    records = [{**hash_files(f), MANIFEST: _record(f / MANIFEST)} for f in (a, b)]
+    return records[0] == records[1]

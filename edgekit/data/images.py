@@ -1,0 +1,177 @@
+"""Image sets as the contract has them: a folder, a `.npz`, or a `.tar` with a `labels.csv`."""
+
+import csv
+import io
+import tarfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from edgekit.errors import BadInput
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+HELP = (
+    "A data path is a folder of images (flat, or <split>/<class>/image), a .npz with `images` and `labels`, "
+    "or a .tar of images with a labels.csv."
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One decoded photo with its label (an index, or None) and where it came from."""
+
+    pixels: Pillow.Image
+    label: int | None
+    name: str
+
+
+class ImageSet(Protocol):
+    """Images in a fixed order; `classes` names the labels where the set knows the names."""
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Image]: ...
+
+
+def open_images(path: Path) -> ImageSet:
+    """The image set at `path`; images are decoded one by one as it is iterated. Raises `BadInput`."""
+    if not path.exists():
+        raise BadInput(f"there is no data at {path}", HELP)
+    try:
+        if path.is_dir():
+            return _Folder(path)
+        if path.suffix == ".npz":
+            return _Npz(path)
+        if path.suffix == ".tar":
+            return _Tar(path)
+    except (OSError, ValueError, KeyError, BadZipFile, tarfile.TarError) as error:
+        raise BadInput(f"{path} cannot be read as images: {error}", HELP) from error
+    raise BadInput(f"{path} is not a set of images", HELP)
+
+
+def read_image(source: Path | bytes, name: str = "") -> Pillow.Image:
+    """One photo, wholly decoded. Raises `BadInput` for what is missing, broken, no image or absurdly large."""
+    if isinstance(source, Path) and not source.is_file():
+        raise BadInput(f"there is no image {source}", "Give the path of a photo, e.g. a .jpg or .png file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+            with Pillow.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+                image.load()
+                return image.copy()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise BadInput(f"{name or source} is not an image that can be read ({error})", "Give a .jpg or .png photo.") from error
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
+        raise BadInput(f"{name or source} is too large to be a photo ({error})", "Scale it down first.") from error
+
+
+class _Folder:
+    """Flat: no labels. One level of folders: classes. `val/` or `test/` above the classes: that split."""
+
+    def __init__(self, root: Path) -> None:
+        for split in ("val", "validation", "test"):
+            if (root / split).is_dir():
+                root = root / split
+                break
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        self.classes = tuple(p.name for p in folders)
+        self._files: list[tuple[Path, int | None]] = [(p, None) for p in _image_files(root)]
+        if not self._files:
+            self._files = [(p, label) for label, folder in enumerate(folders) for p in _image_files(folder)]
+        else:
+            self.classes = ()
+        if not self._files:
+            raise BadInput(f"{root} holds no images ({', '.join(SUFFIXES)})", HELP)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[Image]:
+        for path, label in self._files:
+            yield Image(read_image(path), label, str(path))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+class _Npz:
+    """`images` uint8 (N,H,W) or (N,H,W,3), or `jpeg` bytes with `offsets`; `labels` and `classes` where known."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {key: content[key] for key in content.files}
+        self._name = path.name
+        self._labels = arrays.get("labels")
+        self.classes = tuple(str(c) for c in arrays.get("classes", ()))
+        self._jpeg, self._offsets = arrays.get("jpeg"), arrays.get("offsets")
+        self._images = arrays.get("images")
+        if self._images is None and (self._jpeg is None or self._offsets is None):
+            raise ValueError(f"it has no array `images`, only {', '.join(arrays) or 'nothing'}")
+        if self._images is not None and (self._images.dtype != np.uint8 or self._images.ndim not in (3, 4)):
+            raise ValueError(f"`images` is {self._images.dtype} {self._images.shape}, not uint8 (N, H, W, 3)")
+
+    def __len__(self) -> int:
+        if self._images is not None:
+            return len(self._images)
+        assert self._offsets is not None
+        return len(self._offsets) - 1
+
+    def __iter__(self) -> Iterator[Image]:
+        for i in range(len(self)):
+            label = None if self._labels is None else int(self._labels[i])
+            yield Image(self._pixels(i), label, f"{self._name}[{i}]")
+
+    def _pixels(self, i: int) -> Pillow.Image:
+        if self._images is not None:
+            return Pillow.fromarray(self._images[i])
+        assert self._jpeg is not None and self._offsets is not None
+        return read_image(self._jpeg[self._offsets[i] : self._offsets[i + 1]].tobytes(), f"{self._name}[{i}]")
+
+
+class _Tar:
+    """Images and a `labels.csv` with the columns `file` and `index`; members are read in memory, never unpacked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with tarfile.open(path) as tar:
+            members = {m.name: m for m in tar.getmembers() if m.isfile()}
+            table = next((m for name, m in members.items() if PurePosixPath(name).name == "labels.csv"), None)
+            labels = _read_labels(tar, table) if table else {}
+        names = sorted(n for n in members if PurePosixPath(n).suffix.lower() in SUFFIXES)
+        self._members = [(n, labels.get(PurePosixPath(n).name)) for n in names]
+        self.classes: tuple[str, ...] = ()
+        if not labels:
+            # No table: the folder of an image names its class, below `val/` where there are splits.
+            chosen = [n for n in names if set(PurePosixPath(n).parts) & {"val", "validation", "test"}] or names
+            self.classes = tuple(sorted({PurePosixPath(n).parent.name for n in chosen}))
+            self._members = [(n, self.classes.index(PurePosixPath(n).parent.name)) for n in chosen]
+        if not self._members:
+            raise BadInput(f"{path} holds no images ({', '.join(SUFFIXES)})", HELP)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Image]:
+        with tarfile.open(self._path) as tar:
+            for name, label in self._members:
+                file = tar.extractfile(name)
+                assert file is not None
+                yield Image(read_image(file.read(), name), label, name)
+
+
+def _read_labels(tar: tarfile.TarFile, table: tarfile.TarInfo) -> dict[str, int]:
+    file = tar.extractfile(table)
+    assert file is not None
+    rows = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8")))
+    if not rows or not {"file", "index"} <= rows[0].keys():
+        raise ValueError("its labels.csv needs the columns `file` and `index`")
+    return {PurePosixPath(row["file"]).name: int(row["index"]) for row in rows}

@@ -1,0 +1,44 @@
+"""`Preprocess`, applied: the same few lines for verification, evaluation and `predict`."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from edgekit.types import Preprocess
+
+_FILTERS: Mapping[str, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+INTERPOLATIONS = tuple(_FILTERS)
+
+
+def apply(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32]:
+    """The model's input (C, H, W) for one photo, upright as its camera says.
+
+    The shorter side is resized to `resize` (never stretched), the centre `crop` is taken,
+    then (pixel * scale - mean) / std in float32.
+    """
+    image = ImageOps.exif_transpose(image).convert("L" if len(preprocess.mean) == 1 else "RGB")
+    height, width = preprocess.crop
+    image = _resize(image, max(preprocess.resize, 1), _FILTERS[preprocess.interpolation])
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    # A crop that is larger than the image (an elongated photo, a small resize) is filled with black by Pillow.
+    image = image.crop((left, top, left + width, top + height))
+    pixels = np.asarray(image, np.float32).reshape(height, width, -1)
+    if preprocess.channel_order == "BGR":
+        pixels = pixels[..., ::-1]
+    mean, std = np.asarray(preprocess.mean, np.float32), np.asarray(preprocess.std, np.float32)
+    values = (pixels * np.float32(preprocess.scale) - mean) / std
+    return np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)
+
+
+def _resize(image: Image.Image, shorter: int, resample: Image.Resampling) -> Image.Image:
+    if min(image.size) == shorter:
+        return image
+    ratio = shorter / min(image.size)
+    return image.resize((max(shorter, round(image.width * ratio)), max(shorter, round(image.height * ratio))), resample)

@@ -1,0 +1,44 @@
+"""Rewrites of a captured graph: one identity a file, and the ones each runtime needs, in order.
+
+A rule takes an `ExportedProgram` and returns one that computes the same, or the same object where it does not apply.
+Rules read nothing but the graph, so a user's own module gains as much as the zoo's.
+"""
+
+from collections.abc import Callable
+
+from torch.export import ExportedProgram
+
+from edgekit.errors import UnknownName
+from edgekit.graph._edit import writes
+from edgekit.graph.activations import half_gelu, plain_silu
+from edgekit.graph.layer_norm import layer_norm
+from edgekit.graph.matmul import attention, batched_matmul
+from edgekit.graph.noops import drop_noops
+from edgekit.graph.permutes import merge_permutes
+from edgekit.graph.pools import channel_means, explicit_strides, floor_pools, spatial_maxima, spatial_means
+from edgekit.graph.views import merge_reshapes, reshape_views, slice_selects
+
+Rewrite = Callable[[ExportedProgram], ExportedProgram]
+
+REWRITES: dict[str, tuple[Rewrite, ...]] = {
+    # XNNPACK's partitioner: no layer_norm, select, split, squeeze, expand; mean over a map only.
+    "executorch": (
+        drop_noops, reshape_views, slice_selects, attention, batched_matmul, plain_silu, half_gelu,
+        spatial_means, floor_pools, spatial_maxima, channel_means, merge_permutes, layer_norm, merge_permutes,
+        merge_reshapes,
+    ),
+    "coreml": (drop_noops, explicit_strides, merge_permutes),
+    "tflite": (drop_noops, batched_matmul, merge_permutes, merge_reshapes),
+    "onnx": (drop_noops, merge_permutes, merge_reshapes),
+}  # fmt: skip
+
+
+def rewrite(program: ExportedProgram, target: str) -> ExportedProgram:
+    """`program` as `target`'s runtime takes it best; equal up to rounding."""
+    if target not in REWRITES:
+        raise UnknownName("target", target, REWRITES)
+    if any(writes(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # no decompositions: in-place operations become plain ones
+    for rule in REWRITES[target]:
+        program = rule(program)
+    return program

@@ -1,0 +1,70 @@
+"""LayerNorm over one dimension as matrix products with a row of 1/C, where a runtime has no LayerNorm of its own.
+
+With e = (1/C, ..., 1/C)::
+
+    c = x - e x            centred
+    v = e (c * c) + eps    the variance, from centred values: safe in half precision; eps is the product's bias
+    y = c * rsqrt(v) (* gamma + beta)
+
+Over the last dimension e is a linear layer. Where the norm sits between permutes that only bring channels to the end
+of (B, C, H, W) and back, e is a 1x1 convolution and both permutes go. XNNPACK takes every one of these operations.
+"""
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from edgekit.graph._edit import Editor, argument, permutation, value
+
+_aten = torch.ops.aten
+_TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def layer_norm(program: ExportedProgram) -> ExportedProgram:
+    """Write every LayerNorm over the last dimension out; others stay."""
+    editor = Editor(program)
+    for node in editor.nodes(_aten.layer_norm.default):
+        x, normalized = node.args[0], list(node.args[1])  # type: ignore[arg-type]
+        val = value(x)
+        if val is None or not isinstance(x, Node) or len(normalized) != 1 or val.dim() < 2:
+            continue
+        gain, shift = argument(node, 2, "weight"), argument(node, 3, "bias")
+        eps = float(argument(node, 4, "eps", 1e-5))
+        if permutation(x) == _TO_LAST and all(permutation(user) == _TO_FIRST for user in node.users):
+            result = _normalized(editor, node, x.args[0], 1, normalized[0], eps, gain, shift)
+            for user in list(node.users):
+                editor.replace(user, result)
+        else:
+            editor.replace(node, _normalized(editor, node, x, -1, normalized[0], eps, gain, shift))
+    return editor.finish()
+
+
+def _normalized(
+    editor: Editor, node: Node, x: object, dim: int, size: int, eps: float, gain: Node | None, shift: Node | None
+) -> Node:
+    """The nodes of the module's equation over dimension `dim` (1 of four, or the last)."""
+    val = value(x)
+    assert val is not None
+    dtype, device = val.dtype, val.device
+    row_shape = (1, size, 1, 1) if dim == 1 else (1, size)
+    product = _aten.conv2d.default if dim == 1 else _aten.linear.default
+    row = editor.constant(torch.full(row_shape, 1 / size, dtype=dtype, device=device), ("row", row_shape, dtype))
+    epsilon = editor.constant(torch.full((1,), eps, dtype=dtype, device=device), ("eps", eps, dtype))
+    centred = editor.call(node, _aten.sub.Tensor, x, editor.call(node, product, x, row))
+    square = editor.call(node, _aten.mul.Tensor, centred, centred)
+    variance = editor.call(node, product, square, row, epsilon)
+    result = editor.call(node, _aten.mul.Tensor, centred, editor.call(node, _aten.rsqrt.default, variance))
+    for target, operand in ((_aten.mul.Tensor, gain), (_aten.add.Tensor, shift)):
+        if operand is not None:
+            result = editor.call(node, target, result, _along(editor, node, operand, dim, size))
+    return result
+
+
+def _along(editor: Editor, node: Node, operand: Node, dim: int, size: int) -> Node:
+    """A per-channel vector in a shape that broadcasts over `dim`; a constant becomes another constant."""
+    if dim != 1:
+        return operand
+    tensor = editor.constant_value(operand)
+    if tensor is not None:
+        return editor.constant(tensor.detach().reshape(1, size, 1, 1), ("channels", operand.name))
+    return editor.call(node, _aten.reshape.default, operand, [1, size, 1, 1])

@@ -1,0 +1,43 @@
+"""Operations that change no value at inference: alias, detach, contiguous, clone, dropout, expand to the same shape.
+
+Each is the identity, f(x) = x. coremltools stops at `alias`; XNNPACK's partitions end at `expand`.
+"""
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from edgekit.graph._edit import Editor, argument, shape, value
+
+_aten = torch.ops.aten
+_IDENTITIES = (
+    _aten.alias.default, _aten.detach.default, _aten.detach_.default, _aten.contiguous.default, _aten.clone.default,
+    _aten.lift_fresh_copy.default, _aten.alias_copy.default,
+)  # fmt: skip
+_DROPOUTS = (_aten.dropout.default, _aten.dropout_.default, _aten.feature_dropout.default)
+
+
+def drop_noops(program: ExportedProgram) -> ExportedProgram:
+    """Let users read the operand itself; a constant expanded to another shape becomes that constant."""
+    editor = Editor(program)
+    for node in editor.nodes(*_IDENTITIES, *_DROPOUTS, _aten.expand.default):
+        source = node.args[0]
+        if not isinstance(source, Node):
+            continue
+        if node.target is _aten.expand.default:
+            _drop_expand(editor, node, source)
+        elif node.target not in _DROPOUTS or not argument(node, 2, "train", True):
+            editor.replace(node, source)
+    return editor.finish()
+
+
+def _drop_expand(editor: Editor, node: Node, source: Node) -> None:
+    """Expand to the same shape is nothing; expand of a constant is another constant."""
+    size = shape(node)
+    if size is None:
+        return
+    constant = editor.constant_value(source)
+    if shape(source) == size:
+        editor.replace(node, source)
+    elif constant is not None and value(source) is not None:
+        editor.replace(node, editor.constant(constant.detach().expand(size).contiguous(), ("expand", source.name, size)))

@@ -1,0 +1,89 @@
+"""Everything that only renames dimensions or takes a part, as `reshape` and stride-1 `slice`.
+
+    select(x, d, i)             = reshape(slice(x, d, i, i + 1))
+    unbind(x, d)[i]             = select(x, d, i)
+    split/chunk(x, sizes, d)[i] = slice(x, d, start_i, end_i)
+    squeeze, unsqueeze, flatten, unflatten, view = reshape
+
+XNNPACK has slice and reshape but neither select, split, squeeze nor (except at the end) unsqueeze.
+"""
+
+import operator
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from edgekit.graph._edit import Editor, argument, shape
+
+_aten = torch.ops.aten
+_RENAMES = (
+    _aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.unsqueeze.default, _aten.flatten.using_ints,
+    _aten.unflatten.int, _aten.view.default, _aten._unsafe_view.default,
+)  # fmt: skip
+_SPLITS = (
+    _aten.unbind.int, _aten.split.Tensor, _aten.split.sizes, _aten.split_with_sizes.default, _aten.chunk.default,
+)  # fmt: skip
+
+
+def reshape_views(program: ExportedProgram) -> ExportedProgram:
+    """Squeeze, unsqueeze, flatten, unflatten and view of static shape as reshape."""
+    editor = Editor(program)
+    for node in editor.nodes(*_RENAMES):
+        size = shape(node)
+        if size is not None and shape(node.args[0]) is not None:
+            editor.replace(node, editor.call(node, _aten.reshape.default, node.args[0], list(size)))
+    return editor.finish()
+
+
+def slice_selects(program: ExportedProgram) -> ExportedProgram:
+    """Select, unbind, split and chunk as slices (and a reshape where a dimension goes)."""
+    editor = Editor(program)
+    for node in editor.nodes(_aten.select.int):
+        source, result = shape(node.args[0]), shape(node)
+        if source is None or result is None or not isinstance(node.args[2], int):
+            continue
+        dim = node.args[1] % len(source)  # type: ignore[operator]
+        start = node.args[2] % source[dim]
+        part = editor.call(node, _aten.slice.Tensor, node.args[0], dim, start, start + 1)
+        editor.replace(node, editor.call(node, _aten.reshape.default, part, list(result)))
+    for node in editor.nodes(*_SPLITS):
+        source = shape(node.args[0])
+        users = list(node.users)
+        if source is None or not users or any(u.target is not operator.getitem for u in users):
+            continue
+        _slice_parts(editor, node, users, source)
+    return editor.finish()
+
+
+def _slice_parts(editor: Editor, node: Node, users: list[Node], source: tuple[int, ...]) -> None:
+    """Replace the parts that are used of one split."""
+    unbind = node.target is _aten.unbind.int
+    dim = argument(node, 1 if unbind else 2, "dim", 0) % len(source)
+    sizes = [1 if unbind else int(part.shape[dim]) for part in node.meta["val"]]
+    for user in users:
+        index = user.args[1] % len(sizes)  # type: ignore[operator]
+        start = sum(sizes[:index])
+        part = editor.call(user, _aten.slice.Tensor, node.args[0], dim, start, start + sizes[index])
+        if unbind:
+            part = editor.call(user, _aten.reshape.default, part, list(user.meta["val"].shape))
+        # A part is the program's own node, with its own source line; getitem carries that of the split.
+        part.meta.setdefault("stack_trace", node.meta.get("stack_trace", ""))
+        editor.replace(user, part)
+
+
+def merge_reshapes(program: ExportedProgram) -> ExportedProgram:
+    """reshape(reshape(x, a), b) = reshape(x, b), and x itself where b is its shape."""
+    editor = Editor(program)
+    for node in editor.nodes(_aten.reshape.default):
+        root = node.args[0]
+        while isinstance(root, Node) and root.target is _aten.reshape.default:
+            root = root.args[0]
+        size = shape(node)
+        if not isinstance(root, Node) or size is None:
+            continue
+        if shape(root) == size:
+            editor.replace(node, root)
+        elif root is not node.args[0]:
+            editor.replace(node, editor.call(node, _aten.reshape.default, root, list(size)))
+    return editor.finish()

@@ -1,0 +1,66 @@
+"""What is inside an artifact, and what works on this machine."""
+
+import os
+import platform
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgekit.artifacts import load_artifact
+from edgekit.errors import EdgekitError
+from edgekit.graph.capture import capture
+from edgekit.targets import TARGETS, Target
+from edgekit.types import Health, Inspection, Step, TensorSpec
+
+
+def inspect(artifact: str | Path) -> Inspection:
+    """The ops of an artifact's model file, read from disk, with its manifest (delegation, sizes)."""
+    loaded = load_artifact(artifact)
+    target = TARGETS[loaded.manifest.target]
+    target.require()
+    return Inspection(artifact=loaded, ops=target.inspect(loaded.model_path))
+
+
+def doctor(on_step: Step | None = None) -> tuple[Health, ...]:
+    """Export a two-layer model to each target and run it: what works here, and the remedy for what does not."""
+    report = on_step or (lambda what, done, total: None)
+    results = []
+    for n, target in enumerate(TARGETS.values()):
+        report(f"trying {target.name}", n, len(TARGETS))
+        results.append(_try(target))
+    host = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return (*results, Health(name="host", works=True, detail=host))
+
+
+def _try(target: Target) -> Health:
+    try:
+        target.require()
+        error = _round_trip(target)
+    except EdgekitError as error_:
+        return Health(name=target.name, works=False, detail=error_.message, remedy=error_.hint)
+    except Exception as error_:  # whatever a broken installation raises is the finding
+        return Health(
+            name=target.name,
+            works=False,
+            detail=f"a test export failed: {type(error_).__name__}: {error_}",
+            remedy=f"Reinstall it: pip install --force-reinstall 'edgekit[{target.extra}]'",
+        )
+    versions = ", ".join(f"{k} {v}" for k, v in target.versions().items())
+    return Health(name=target.name, works=error < 1e-4, detail=f"{versions}; runs in {target.runtime}")
+
+
+def _round_trip(target: Target) -> float:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    x = torch.randn(1, 3, 8, 8)
+    program = capture(module, [x])
+    outputs = (TensorSpec(name="output_0", shape=(1, 4, 6, 6)),)
+    inputs = (TensorSpec(name="input_0", shape=(1, 3, 8, 8)),)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{target.suffix}"
+        target.lower(program, "fp32", path, inputs, outputs)
+        actual = target.runner(path, inputs, outputs)([x.numpy()])[0]
+    return float(np.abs(actual - module(x).detach().numpy()).max())

@@ -1,0 +1,301 @@
+"""What `-m` names, turned into a module with its inputs, preprocessing and labels.
+
+A name of the zoo, `path/to/file.py:callable`, `package.module:callable` (each returns an `nn.Module`),
+or a `.pt2` file (an ExportedProgram).
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from edgekit.errors import BadInput, UnknownName
+from edgekit.graph.capture import capture
+from edgekit.models import ZOO, create_model, deploy, labels_of, load_weights, read_state
+from edgekit.types import ModelRequest, ModelSpec, Preprocess, Shape, Weights
+
+FORMS = "a zoo name (see `edgekit models`), file.py:callable, package.module:callable, or a .pt2 file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A float model ready to be exported: `module` is the reference that every artifact is compared with."""
+
+    name: str
+    request: ModelRequest
+    module: nn.Module
+    program: ExportedProgram
+    inputs: tuple[Tensor, ...]
+    weights: Weights
+    preprocess: Preprocess | None
+    labels: tuple[str, ...] = ()
+    spec: ModelSpec | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load(request: ModelRequest) -> Loaded:
+    """Load and capture the model of `request`; raises `BadInput`, `UnknownName`, `WeightsMismatch` or `CaptureFailed`."""
+    if request.model.endswith(".pt2"):
+        return _load_program(request)
+    if request.model in ZOO:
+        return _load_zoo(request, ZOO[request.model])
+    if ":" in request.model:
+        return _load_callable(request)
+    if request.model.endswith(".py") or Path(request.model).exists():
+        raise BadInput(
+            f"-m {request.model} names a file but not what to call in it",
+            f"Name the function or class that returns the nn.Module: -m {request.model}:NAME. -m takes {FORMS}.",
+        )
+    raise UnknownName("model", request.model, ZOO)
+
+
+def _load_zoo(request: ModelRequest, spec: ModelSpec) -> Loaded:
+    channels, height, width = spec.input
+    shapes = request.input_shape or ((request.batch_size, channels, request.image_size or height, request.image_size or width),)
+    _check_zoo_shape(spec, shapes)
+    num_classes = request.num_classes or 1000
+    module = create_model(spec.name, num_classes=num_classes, weights=request.weights, seed=request.seed)
+    labels = _read_labels(request) or (labels_of(spec) if num_classes == 1000 else ())
+    preprocess = _with_statistics(_scaled(spec.preprocess, shapes[0]), request)
+    return _finish(request, spec.name, module, shapes, preprocess, labels, spec, ())
+
+
+def _check_zoo_shape(spec: ModelSpec, shapes: tuple[Shape, ...]) -> None:
+    shape = shapes[0]
+    if len(shapes) != 1 or len(shape) != 4 or shape[1] != spec.input[0]:
+        raise BadInput(f"{spec.name} takes one input N,{spec.input[0]},H,W, not {shapes}", "Type e.g. --image-size 224.")
+    if shape[2] % spec.stride or shape[3] % spec.stride or min(shape) < 1:
+        raise BadInput(
+            f"{spec.name} takes image sizes that {spec.stride} divides, not {shape[2]}x{shape[3]}",
+            f"The next one: --image-size {max(spec.stride, -(-max(shape[2:]) // spec.stride) * spec.stride)}",
+        )
+
+
+def _load_callable(request: ModelRequest) -> Loaded:
+    place, _, attribute = request.model.rpartition(":")
+    if place in ("timm", "hf"):
+        raise BadInput(f"{place}: models cannot be loaded by name in this version", f"-m takes {FORMS}: wrap it in a function.")
+    function = _find(place, attribute, request.model)
+    module = _call(function, request)
+    if request.weights:
+        load_weights(module, request.model, read_state(Path(request.weights)), request.weights)
+    size = request.image_size or 224
+    shapes = request.input_shape or ((request.batch_size, 3, size, size),)
+    preprocess, note = _assumed_preprocess(module, shapes[0], request)
+    return _finish(request, attribute, module.eval(), shapes, preprocess, _read_labels(request), None, note)
+
+
+def _finish(
+    request: ModelRequest,
+    name: str,
+    module: nn.Module,
+    shapes: tuple[Shape, ...],
+    preprocess: Preprocess | None,
+    labels: tuple[str, ...],
+    spec: ModelSpec | None,
+    notes: tuple[str, ...],
+) -> Loaded:
+    generator = torch.Generator().manual_seed(request.seed)
+    inputs = tuple(torch.randn(shape, generator=generator) for shape in shapes)
+    program = capture(deploy(module), inputs)
+    if request.weights is None:
+        source = f"seed:{request.seed}" if spec else "own"
+        notes = (*notes, f"{name} has seeded random weights: its accuracy is meaningless. Give --weights.") if spec else notes
+        weights = Weights(source=source)
+    else:
+        weights = Weights(source=Path(request.weights).name, sha256=sha256(Path(request.weights)))
+    return Loaded(
+        name=name,
+        request=request,
+        module=module,
+        program=program,
+        inputs=inputs,
+        weights=weights,
+        preprocess=preprocess,
+        labels=labels,
+        spec=spec,
+        notes=notes,
+    )
+
+
+def _load_program(request: ModelRequest) -> Loaded:
+    path = Path(request.model)
+    for option, value in (
+        ("--weights", request.weights),
+        ("--num-classes", request.num_classes),
+        ("--image-size", request.image_size),
+        ("--input-shape", request.input_shape),
+        ("--batch-size", request.batch_size != 1),
+    ):
+        if value:
+            raise BadInput(f"{option} cannot change a .pt2 file: its weights and shapes are fixed", f"Export it again and leave {option} out.")
+    program = read_program(path)
+    inputs = tuple(program.example_inputs[0]) if program.example_inputs else _inputs_of(program, request.seed)
+    module = program.module()
+    preprocess, notes = _assumed_preprocess(module, tuple(inputs[0].shape), request)
+    return Loaded(
+        name=path.stem,
+        request=request,
+        module=module,
+        program=program,
+        inputs=inputs,
+        weights=Weights(source=path.name, sha256=sha256(path)),
+        preprocess=preprocess,
+        labels=_read_labels(request),
+        notes=notes,
+    )
+
+
+def read_program(path: Path) -> ExportedProgram:
+    """The ExportedProgram of a `.pt2` file, read without unpickling code. Raises `BadInput`."""
+    if not path.is_file():
+        raise BadInput(f"there is no program {path}", f"-m takes {FORMS}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            graphs = [archive.read(n) for n in names if "/models/" in n and n.endswith(".json")]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise BadInput(f"{path} is not a .pt2 file ({error})", "Make one with torch.export.save(program, 'model.pt2').") from error
+    # Pickled objects run code when loaded, and symbolic shapes are evaluated as Python: neither is needed here.
+    if not graphs or any(Path(n).name.startswith(("custom_obj", "opaque_obj")) for n in names):
+        raise BadInput(f"{path} is of an old format or holds pickled Python objects, which edgekit does not load",
+                       "Save plain tensors with this torch: torch.export.save(torch.export.export(...), 'model.pt2').")
+    if any(b'"as_expr"' in g or b"expr_str" in g for g in graphs):
+        raise BadInput(f"{path} has dynamic shapes; edgekit exports static ones", "Export it without dynamic_shapes.")
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # a damaged archive fails in many ways, all of them the file's
+        raise BadInput(f"{path} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                       "Save it again with torch.export.save and this version of torch.") from error
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
+def _inputs_of(program: ExportedProgram, seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    names = set(program.graph_signature.user_inputs)
+    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    return tuple(torch.randn(v.shape, generator=generator).to(v.dtype) for v in values)
+
+
+def _find(place: str, attribute: str, asked: str) -> object:
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except BadInput:
+        raise
+    except Exception as error:  # the user's own code runs here and may raise anything
+        raise BadInput(f"importing {place} failed: {type(error).__name__}: {error}", _last_line(error)) from error
+    if not hasattr(module, attribute):
+        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        raise UnknownName(f"callable in {place}", attribute, names)
+    return getattr(module, attribute)
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise BadInput(f"there is no file {path}", f"-m takes {FORMS}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # the file may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _call(function: object, request: ModelRequest) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        module = function
+        if callable(function) and not isinstance(function, nn.Module):
+            module = _call_user(function, request)
+    if not isinstance(module, nn.Module):
+        raise BadInput(f"{request.model} gave a {type(module).__name__}, not an nn.Module", "Return the model from it.")
+    return module
+
+
+def _call_user(function: Callable[..., object], request: ModelRequest) -> object:
+    arguments = {}
+    if request.num_classes is not None:
+        if "num_classes" not in inspect.signature(function).parameters:
+            raise BadInput(f"{request.model} takes no num_classes", "Leave --num-classes out, or give it that parameter.")
+        arguments["num_classes"] = request.num_classes
+    try:
+        return function(**arguments)
+    except Exception as error:  # the user's own code
+        raise BadInput(f"{request.model} failed: {type(error).__name__}: {error}", _last_line(error)) from error
+
+
+def _last_line(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"at {frame.filename}:{frame.lineno}: {frame.line}"
+
+
+def _read_labels(request: ModelRequest) -> tuple[str, ...]:
+    if request.labels is None:
+        return ()
+    path = Path(request.labels)
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read as labels ({error})", "Give a text file with one label a line.") from error
+
+
+def _scaled(preprocess: Preprocess, shape: Shape) -> Preprocess:
+    ratio = preprocess.resize / min(preprocess.crop)
+    return replace(preprocess, resize=round(min(shape[2:]) * ratio), crop=shape[2:])
+
+
+def _assumed_preprocess(module: nn.Module, shape: Shape, request: ModelRequest) -> tuple[Preprocess | None, tuple[str, ...]]:
+    """timm's own numbers where the module carries them, else ImageNet's, said aloud; None for what is no image."""
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        return None, ()
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}
+    known = isinstance(config, dict) and {"mean", "std"} <= config.keys()
+    channels = shape[1]
+    mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if channels == 3 else ((0.5,), (0.5,))
+    preprocess = Preprocess(
+        resize=int(min(shape[2:]) / (config.get("crop_pct") or 0.875)) if known else round(min(shape[2:]) / 0.875),
+        crop=shape[2:],
+        interpolation=(config.get("interpolation") or "bicubic") if known else "bicubic",
+        mean=tuple(config["mean"]) if known else mean,
+        std=tuple(config["std"]) if known else std,
+    )
+    if known or request.mean or request.std:
+        return _with_statistics(preprocess, request), ()
+    text = f"mean {', '.join(f'{m:g}' for m in mean)}, std {', '.join(f'{s:g}' for s in std)}"
+    return preprocess, (f"preprocessing is assumed ({text} of pixels / 255). If it was trained otherwise, give --mean and --std.",)
+
+
+def _with_statistics(preprocess: Preprocess, request: ModelRequest) -> Preprocess:
+    for option, values in (("--mean", request.mean), ("--std", request.std)):
+        if values and len(values) != len(preprocess.mean):
+            raise BadInput(f"{option} has {len(values)} values for {len(preprocess.mean)} channels", f"Type e.g. {option} 0.5,0.5,0.5")
+    if 0 in request.std:
+        raise BadInput("--std cannot be 0: the image is divided by it", "Type e.g. --std 0.5,0.5,0.5")
+    return replace(preprocess, mean=request.mean or preprocess.mean, std=request.std or preprocess.std)
+
+
+def sha256(path: Path) -> str:
+    """The hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

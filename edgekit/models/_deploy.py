@@ -1,0 +1,53 @@
+"""From the train form of a model to its deploy form: the same function, cheaper."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode and deploy form; `model` itself is left as it is.
+
+    Every module with a `deploy()` method is replaced by what that returns, outermost first (what it returns may hold
+    further ones), and every batch norm that directly follows a convolution in an `nn.Sequential` is folded into it:
+    BN(W x + b) = (W s) x + (b - mean) s + beta with s = gamma / sqrt(var + eps).
+    """
+    with torch.no_grad():
+        return _walk(copy.deepcopy(model).eval()).eval()
+
+
+def _walk(module: nn.Module) -> nn.Module:
+    while callable(method := getattr(module, "deploy", None)):
+        module = method()
+    if isinstance(module, nn.Sequential):
+        _fold_norms(module)
+    for name, child in module.named_children():
+        setattr(module, name, _walk(child))
+    return module
+
+
+def _fold_norms(sequence: nn.Sequential) -> None:
+    """Fold each Conv2d, BatchNorm2d pair of neighbours into its convolution; an identity keeps the numbering."""
+    names = list(sequence._modules)
+    for first, second in zip(names, names[1:], strict=False):
+        conv, norm = sequence._modules[first], sequence._modules[second]
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
+            fold_batch_norm(conv, norm)
+            sequence._modules[second] = nn.Identity()
+
+
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Change `conv` into conv followed by `norm` in eval mode; exact up to rounding."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a batch norm without running statistics depends on the batch and cannot be folded")
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
+    bias = bias * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias.double()
+    weight = conv.weight.double() * scale.reshape(-1, 1, 1, 1)
+    conv.weight = nn.Parameter(weight.to(conv.weight.dtype), conv.weight.requires_grad)
+    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), conv.weight.requires_grad)

@@ -1,0 +1,44 @@
+"""Blocks that more than one family uses."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SamePadConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding: the odd pixel goes to the bottom and right.
+
+    Output size is ceil(input / stride). On an even size a strided 3x3 kernel pads 0 left/top and 1
+    right/bottom, which `padding=1` does not: weights trained in TensorFlow need it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads: list[int] = []
+        for axis in (-1, -2):
+            size, kernel = x.shape[axis], self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+            stride = self.stride[axis]
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            pads += [total // 2, total - total // 2]
+        # A symmetric amount goes into the convolution itself: one op, and no padded copy of the input.
+        if pads[0] == pads[1] and pads[2] == pads[3]:
+            padding = (pads[2], pads[0])
+        else:
+            x, padding = F.pad(x, pads), (0, 0)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+def conv_bn_relu6(cin: int, cout: int, kernel: int, stride: int, groups: int, same: bool, eps: float) -> nn.Sequential:
+    """Conv2d without bias, batch norm, ReLU6; `same` takes TensorFlow's padding."""
+    return nn.Sequential(conv(cin, cout, kernel, stride, groups, same), nn.BatchNorm2d(cout, eps=eps), nn.ReLU6())
+
+
+def conv(cin: int, cout: int, kernel: int, stride: int, groups: int, same: bool) -> nn.Conv2d:
+    """A k x k convolution without bias whose output is input / stride large."""
+    if same:
+        return SamePadConv2d(cin, cout, kernel, stride, groups=groups, bias=False)
+    return nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """`value` rounded to a multiple of `divisor`, never more than 10 % below it."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded

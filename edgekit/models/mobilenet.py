@@ -1,0 +1,125 @@
+"""MobileNetV2: Inverted Residuals and Linear Bottlenecks (Sandler et al., CVPR 2018, arXiv:1801.04381).
+
+A block expands its input t times with a 1x1 convolution, filters it depthwise and projects it
+linearly: y = P(DW(E(x))) (+ x where shapes allow), ReLU6 after E and DW, none after P (section 3.3).
+State names are torchvision's, so its checkpoints load as they are.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.models._layers import conv, conv_bn_relu6, make_divisible
+from edgekit.types import ModelSpec, Preprocess
+
+# Table 2 of the paper: expansion t, channels c, repeats n, stride s.
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, cin: int, cout: int, stride: int, expand: int, same: bool, eps: float) -> None:
+        super().__init__()
+        hidden = cin * expand
+        layers: list[nn.Module] = [] if expand == 1 else [conv_bn_relu6(cin, hidden, 1, 1, 1, same, eps)]
+        layers += [
+            conv_bn_relu6(hidden, hidden, 3, stride, hidden, same, eps),
+            conv(hidden, cout, 1, 1, 1, same),
+            nn.BatchNorm2d(cout, eps=eps),
+        ]
+        self.conv = nn.Sequential(*layers)
+        self.residual = stride == 1 and cin == cout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """Logits (B, num_classes) for images (B, 3, H, W); `padding` is "same" (TensorFlow) or "symmetric" (PyTorch)."""
+
+    def __init__(self, num_classes: int = 1000, width: float = 1.0, padding: str = "same") -> None:
+        super().__init__()
+        if padding not in ("same", "symmetric"):
+            raise ValueError(f"padding is 'same' or 'symmetric', not {padding!r}")
+        same = padding == "same"
+        eps = 1e-3 if same else 1e-5  # the batch norm default of the framework that the padding is of
+        channels, last = make_divisible(32 * width), make_divisible(1280 * max(1.0, width))
+        features: list[nn.Module] = [conv_bn_relu6(3, channels, 3, 2, 1, same, eps)]
+        for expand, base, repeats, stride in STAGES:
+            for i in range(repeats):
+                cout = make_divisible(base * width)
+                features.append(InvertedResidual(channels, cout, stride if i == 0 else 1, expand, same, eps))
+                channels = cout
+        self.features = nn.Sequential(*features, conv_bn_relu6(channels, last, 1, 1, 1, same, eps))
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, num_classes))
+        self.apply(_init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean((-2, -1)))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, 0.0, 0.01)
+        nn.init.zeros_(module.bias)
+
+
+def convert_state(eps: float, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state from torchvision's names, with batch norm or with batch norm already folded.
+
+    Folded: a convolution has a bias and its norm is absent. Its norm then becomes the identity
+    (mean 0, variance 1, gain sqrt(1 + eps)) with the bias as shift, which computes the same.
+    """
+    state = {k: v for k, v in published.items() if not k.endswith("num_batches_tracked")}
+    for key in [k for k in state if k.startswith("features.") and k.endswith(".bias") and state[k[:-4] + "weight"].ndim == 4]:
+        bias = state.pop(key)
+        stem, index = key[: -len(".bias")].rsplit(".", 1)
+        norm = f"{stem}.{int(index) + 1}"
+        state[f"{norm}.weight"] = torch.full_like(bias, (1 + eps) ** 0.5)
+        state[f"{norm}.bias"] = bias
+        state[f"{norm}.running_mean"] = torch.zeros_like(bias)
+        state[f"{norm}.running_var"] = torch.ones_like(bias)
+    return state
+
+
+def _spec(name: str, padding: str, preprocess: Preprocess, notes: str, tag: str) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        family="mobilenet",
+        build=partial(_build, padding),
+        params=3_504_872,
+        macs=300_774_272,
+        paper="https://arxiv.org/abs/1801.04381",
+        licence="Apache-2.0 (this implementation)",
+        preprocess=preprocess,
+        convert_state=partial(convert_state, 1e-3 if padding == "same" else 1e-5),
+        labels="imagenet1k",
+        weights=(tag,),
+        notes=notes,
+    )
+
+
+def _build(padding: str, num_classes: int) -> nn.Module:
+    return MobileNetV2(num_classes, padding=padding)
+
+
+MODELS = (
+    _spec(
+        "mobilenet-v2",
+        "same",
+        # The published TensorFlow weights were trained on (x - 127) / 127.5.
+        Preprocess(resize=256, crop=(224, 224), interpolation="bilinear", mean=(127 / 255,) * 3, std=(0.5,) * 3),
+        "TensorFlow SAME padding, for weights trained in TensorFlow or Keras.",
+        "TensorFlow/Keras weights under torchvision's names, batch norm intact or folded",
+    ),
+    _spec(
+        "mobilenet-v2-symmetric",
+        "symmetric",
+        Preprocess(resize=256, crop=(224, 224), interpolation="bilinear"),
+        "PyTorch's symmetric padding, for weights trained in PyTorch.",
+        "torchvision weights",
+    ),
+)

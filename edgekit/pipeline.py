@@ -1,0 +1,227 @@
+"""The main job: a model, exported to each target, proven equal. The only order of steps in edgekit."""
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from edgekit.artifacts import (
+    LABELS,
+    Golden,
+    atomic_folder,
+    disk_errors,
+    hash_files,
+    load_artifact,
+    same_files,
+    write_golden,
+    write_manifest,
+)
+from edgekit.errors import ArtifactDamaged, BadInput, EdgekitError, EnvironmentProblem, GateFailed, PartialFailure, UsageError
+from edgekit.loading import Loaded, load
+from edgekit.targets import TARGETS, Target, precision_name
+from edgekit.types import Artifact, Calibration, Delegation, Manifest, ModelRequest, Shape, Step, TensorSpec, Weights
+from edgekit.verification import MIN_SQNR_DB, compare, golden_of, in_artifact_layout
+
+
+def export(
+    model: str,
+    target: str | Sequence[str] = "all",
+    *,
+    precision: str = "fp32",
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    labels: str | Path | None = None,
+    image_size: int | None = None,
+    input_shape: Sequence[Shape] = (),
+    batch_size: int = 1,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    seed: int = 0,
+    verify: bool = True,
+    min_sqnr: float | None = None,
+    out: str | Path = "artifacts",
+    force: bool = False,
+    on_step: Step | None = None,
+) -> tuple[Artifact, ...]:
+    """Export `model` to one or more targets and verify each artifact against the float model.
+
+    `model` is a zoo name, "file.py:callable", "package.module:callable" or a .pt2 file; `target` a name, several, or
+    "all". Each artifact is the folder `out`/<name>-<target>-<precision>, written whole or not at all.
+    Raises an `EdgekitError`: `GateFailed` when an artifact is not equal enough (nothing is left of it),
+    `PartialFailure` when some of several targets failed.
+    """
+    request = ModelRequest(
+        model=model,
+        weights=None if weights is None else str(weights),
+        num_classes=num_classes,
+        image_size=image_size,
+        input_shape=tuple(tuple(s) for s in input_shape),
+        batch_size=batch_size,
+        seed=seed,
+        labels=None if labels is None else str(labels),
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+    precision = precision_name(precision)
+    targets = targets_of(target)
+    for t in targets:
+        t.check(precision)
+    job = _Job(request, precision, Path(out), verify, min_sqnr, force)
+    report = on_step or (lambda what, done, total: None)
+    total = 1 + len(targets)
+    report(f"loading {model}", 0, total)
+    loaded = load(request)
+    golden = golden_of(loaded)
+    done: list[Artifact] = []
+    failed: list[tuple[str, EdgekitError]] = []
+    for n, t in enumerate(targets, start=1):
+        report(f"{t.title} {precision}", n, total)
+        try:
+            done.append(_export_one(loaded, golden, t, job))
+        except EdgekitError as error:
+            failed.append((t.name, error))
+    report("done", total, total)
+    if failed and not done and len(failed) == 1:
+        raise failed[0][1]
+    if failed:
+        raise PartialFailure(tuple(done), tuple(failed))
+    return tuple(done)
+
+
+def targets_of(target: str | Sequence[str]) -> tuple[Target, ...]:
+    """The targets that a comma-separated list, a sequence or "all" names, each once; raises `UnknownName`."""
+    names = [n for n in target.split(",") if n.strip()] if isinstance(target, str) else list(target)
+    if not names:
+        raise UsageError("no target was given", f"Name one or more of {', '.join(TARGETS)}, or all: -t all")
+    if "all" in names:
+        return tuple(TARGETS.values())
+    return tuple({t.name: t for t in (TARGETS[n.strip().lower()] for n in names)}.values())
+
+
+@dataclass(frozen=True)
+class _Job:
+    request: ModelRequest
+    precision: str
+    out: Path
+    verify: bool
+    min_sqnr: float | None
+    force: bool
+
+
+def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Artifact:
+    start = time.perf_counter()
+    destination = job.out / f"{_slug(loaded.name)}-{target.name}-{job.precision}"
+    _check_destination(destination, loaded, target, job)
+    target.require()
+    inputs = target.io(_input_specs(loaded))
+    outputs = _output_specs(golden)
+    golden = in_artifact_layout(golden, inputs)
+    with atomic_folder(destination) as folder:
+        delegation = target.lower(loaded.program, job.precision, folder / f"model{target.suffix}", inputs, outputs)
+        write_golden(folder, golden)
+        if loaded.labels:
+            (folder / LABELS).write_text("\n".join(loaded.labels) + "\n", encoding="utf-8")
+        manifest = _manifest(loaded, target, job, folder, inputs, outputs, delegation)
+        write_manifest(folder, manifest)
+        if job.verify:
+            manifest = _verified(folder, manifest, golden, job)
+            write_manifest(folder, manifest)
+        if destination.exists() and not job.force and not same_files(folder, destination):
+            raise _exists(destination)
+    return Artifact(path=destination, manifest=manifest, seconds=time.perf_counter() - start)
+
+
+def _verified(folder: Path, manifest: Manifest, golden: Golden, job: _Job) -> Manifest:
+    floor = MIN_SQNR_DB[job.precision] if job.min_sqnr is None else job.min_sqnr
+    verification = compare(load_artifact(folder), golden, floor)
+    if not verification.passed:
+        raise GateFailed(
+            f"{manifest.name} for {manifest.target} in {manifest.precision} does not compute what the float model computes:\n  "
+            + "\n  ".join(verification.failures),
+            "Nothing was written. --min-sqnr DB sets another floor; --no-verify writes the artifact unproven.",
+        )
+    return replace(manifest, verification=(verification,))
+
+
+def _manifest(
+    loaded: Loaded,
+    target: Target,
+    job: _Job,
+    folder: Path,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    delegation: Delegation,
+) -> Manifest:
+    return Manifest(
+        edgekit=version("edgekit"),
+        name=loaded.name,
+        model=loaded.request.model,
+        weights=loaded.weights,
+        target=target.name,
+        precision=job.precision,
+        files=hash_files(folder),
+        inputs=inputs,
+        outputs=outputs,
+        preprocess=loaded.preprocess,
+        request=loaded.request,
+        delegation=delegation,
+        layers=_layers(loaded, job.precision),
+        environment={"python": platform.python_version(), "torch": version("torch"), **target.versions()},
+        labels=LABELS if loaded.labels else "",
+        notes=loaded.notes,
+    )
+
+
+def _layers(loaded: Loaded, precision: str) -> dict[str, int]:
+    """Bytes of weights by layer, in the deploy form's order."""
+    layers: dict[str, int] = {}
+    tensors = {**loaded.program.state_dict, **{k: v for k, v in loaded.program.constants.items() if hasattr(v, "numel")}}
+    for name, tensor in tensors.items():
+        layer = name.rpartition(".")[0] or name
+        size = 2 if precision == "fp16" and tensor.is_floating_point() else tensor.element_size()
+        layers[layer] = layers.get(layer, 0) + tensor.numel() * size
+    return layers
+
+
+def _input_specs(loaded: Loaded) -> tuple[TensorSpec, ...]:
+    image = loaded.preprocess is not None and len(loaded.inputs) == 1
+    return tuple(
+        TensorSpec(
+            name="image" if image else f"input_{n}",
+            shape=tuple(x.shape),
+            dtype=str(x.dtype).removeprefix("torch."),
+            layout="NCHW" if image else "",
+        )
+        for n, x in enumerate(loaded.inputs)
+    )
+
+
+def _output_specs(golden: Golden) -> tuple[TensorSpec, ...]:
+    outputs = golden[1][0]
+    single = len(outputs) == 1 and outputs[0].ndim == 2
+    return tuple(
+        TensorSpec(name="logits" if single else f"output_{n}", shape=tuple(y.shape), dtype=str(y.dtype))
+        for n, y in enumerate(outputs)
+    )
+
+
+def _check_destination(destination: Path, loaded: Loaded, target: Target, job: _Job) -> None:
+    """Refuse at once what would be refused in the end: only the same export made again may meet its own folder."""
+    if not destination.exists() or job.force:
+        return
+    try:
+        old = load_artifact(destination).manifest
+    except UsageError:
+        raise _exists(destination) from None
+    if (old.request, old.target, old.precision, old.weights) != (loaded.request, target.name, job.precision, loaded.weights):
+        raise _exists(destination)
+
+
+def _exists(destination: Path) -> BadInput:
+    return BadInput(f"{destination} exists already and is something else", "Replace it with --force, or give another folder with -o.")
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)

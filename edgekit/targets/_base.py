@@ -1,0 +1,101 @@
+"""The contract that every target keeps."""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from edgekit.errors import MissingDependency, UnknownName, Unsupported
+from edgekit.types import Delegation, OpCount, TensorSpec
+
+Arrays = list[NDArray[Any]]
+Runner = Callable[[Sequence[NDArray[Any]]], Arrays]
+
+PRECISIONS: Mapping[str, str] = {"fp32": "fp32", "float32": "fp32", "float": "fp32", "fp16": "fp16", "float16": "fp16", "half": "fp16"}
+
+
+def precision_name(asked: str) -> str:
+    """The canonical name of a precision; raises `UnknownName`."""
+    if asked not in PRECISIONS:
+        raise UnknownName("precision", asked, set(PRECISIONS.values()))
+    return PRECISIONS[asked]
+
+
+class Target(ABC):
+    """A file format and the runtime that runs it. Subclasses are final."""
+
+    name: str
+    title: str
+    suffix: str
+    extra: str
+    packages: tuple[str, ...]
+    """The distributions that lowering and running need, by their names on the package index."""
+    modules: tuple[str, ...]
+    """What of them is imported."""
+    precisions: Mapping[str, str]
+    """Precision → what it means in this runtime."""
+
+    @property
+    @abstractmethod
+    def runtime(self) -> str:
+        """What runs the artifact on this host, for the report of a verification."""
+
+    def check(self, precision: str) -> None:
+        """Raises `Unsupported` with what is possible, before any slow work."""
+        if precision not in self.precisions:
+            possible = ", ".join(self.precisions)
+            raise Unsupported(f"{self.name} has no precision {precision!r}", f"It has {possible}: --precision {next(iter(self.precisions))}")
+
+    def require(self) -> None:
+        """Import what this target needs; raises `MissingDependency` with the pip line."""
+        for module in self.modules:
+            need(module, self)
+
+    def versions(self) -> dict[str, str]:
+        """Installed versions of the packages of this target."""
+        return {package: version(package) for package in self.packages if _installed(package)}
+
+    def io(self, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        """The inputs as an artifact of this target takes them (TFLite takes images as NHWC)."""
+        return inputs
+
+    @abstractmethod
+    def lower(
+        self,
+        program: ExportedProgram,
+        precision: str,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> Delegation:
+        """Write the model file at `path`; raises `LoweringFailed` with the op and its source line."""
+
+    @abstractmethod
+    def runner(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0) -> Runner:
+        """The model file run by its real runtime on this host; arrays in the order of the specs. `threads` 0: its default."""
+
+    @abstractmethod
+    def inspect(self, path: Path) -> tuple[OpCount, ...]:
+        """Ops by kind, as read from the file."""
+
+
+def need(module: str, target: Target) -> ModuleType:
+    """Import a package of `target`; raises `MissingDependency` with the pip line."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a broken installation fails in many ways, all with the same remedy
+        raise MissingDependency(module, f"target {target.name}", target.extra, str(error).splitlines()[0] if str(error) else "") from error
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,35 @@
+"""Small readings of a program that several targets need."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from edgekit.graph.capture import source_line
+
+
+def sample_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
+    """Zeros of the shapes and dtypes of the program's inputs."""
+    names = set(program.graph_signature.user_inputs)
+    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    return tuple(torch.zeros(tuple(v.shape), dtype=v.dtype) for v in values)
+
+
+def op_name(node: Node) -> str:
+    """`aten.mean.dim` for a call of that op."""
+    return str(getattr(node.target, "_name", node.target)).replace("::", ".")
+
+
+def sources(nodes: Iterable[Node], most: int = 3) -> str:
+    """The distinct source lines that nodes came from, most frequent first."""
+    lines = Counter(line for n in nodes if (line := source_line(n)))
+    shown = [f"{line} (x{count})" if count > 1 else line for line, count in lines.most_common(most)]
+    return "; ".join(shown) + (f"; and {len(lines) - most} more" if len(lines) > most else "")
+
+
+def nodes_named(program: ExportedProgram, op: str) -> list[Node]:
+    """The calls in `program` whose op's name contains `op` (`demo.scramble`, `linalg_inv`)."""
+    return [n for n in program.graph.nodes if n.op == "call_function" and op in op_name(n)]

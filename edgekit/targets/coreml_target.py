@@ -1,0 +1,61 @@
+"""Core ML, run by Core ML on a Mac and by the program evaluator elsewhere."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from edgekit.errors import LoweringFailed
+from edgekit.graph import rewrite
+from edgekit.targets import coreml, mil
+from edgekit.targets._base import Arrays, Runner, Target
+from edgekit.types import Delegation, OpCount, TensorSpec
+
+
+@final
+class CoreML(Target):
+    name = "coreml"
+    title = "Core ML"
+    suffix = ".mlpackage"
+    extra = "coreml"
+    packages = ("coremltools",)
+    modules = ("coremltools",)
+    precisions: Mapping[str, str] = {
+        "fp32": "float32 weights and compute",
+        "fp16": "float16 weights and compute, float32 input and output",
+    }
+
+    @property
+    def runtime(self) -> str:
+        return "Core ML" if sys.platform == "darwin" else "the Core ML program, evaluated op by op in torch"
+
+    def lower(
+        self,
+        program: ExportedProgram,
+        precision: str,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> Delegation:
+        program = rewrite(program, self.name)
+        try:
+            coreml.convert(program, precision, path, [s.name for s in inputs], [s.name for s in outputs])  # type: ignore[arg-type]
+        except coreml.ConversionFailed as error:
+            raise LoweringFailed(str(error), "Write it with standard torch ops, or export to a target that has it.") from error
+        return Delegation(backend="Core ML", delegated=sum(o.count for o in self.inspect(path)))
+
+    def runner(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0) -> Runner:
+        run_named = coreml.runner(path)
+
+        def run(arrays: Sequence[NDArray[Any]]) -> Arrays:
+            results = run_named({spec.name: array for spec, array in zip(inputs, arrays, strict=True)})
+            return [results[spec.name] for spec in outputs]
+
+        return run
+
+    def inspect(self, path: Path) -> tuple[OpCount, ...]:
+        counts = mil.load(path).ops()
+        return tuple(OpCount(op=op, count=n, delegated=True) for op, n in sorted(counts.items(), key=lambda c: -c[1]))

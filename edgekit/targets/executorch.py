@@ -1,0 +1,180 @@
+"""ExecuTorch with the XNNPACK delegate, run by executorch.runtime."""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from edgekit.errors import LoweringFailed
+from edgekit.graph import rewrite
+from edgekit.graph.half import to_half
+from edgekit.targets._base import Arrays, Runner, Target, need
+from edgekit.targets._graph import nodes_named, op_name, sample_inputs, sources
+from edgekit.types import Delegation, FallbackOp, OpCount, TensorSpec
+
+
+@final
+class Executorch(Target):
+    name = "executorch"
+    title = "ExecuTorch"
+    suffix = ".pte"
+    extra = "executorch"
+    packages = ("executorch", "torchao")
+    modules = ("executorch.exir", "executorch.runtime", "executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    precisions: Mapping[str, str] = {
+        "fp32": "float32 weights and compute",
+        "fp16": "float16 weights and compute, float32 input and output",
+    }
+
+    @property
+    def runtime(self) -> str:
+        return f"ExecuTorch {version('executorch')}"
+
+    def lower(
+        self,
+        program: ExportedProgram,
+        precision: str,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> Delegation:
+        exir = need("executorch.exir", self)
+        xnnpack = need("executorch.backends.xnnpack.partition.xnnpack_partitioner", self)
+        if precision == "fp16":
+            program = to_half(program, sample_inputs(program))
+        program = rewrite(program, self.name)
+        with _refusals() as reasons:
+            try:
+                edge = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
+                delegation, fallback = _delegation(edge.exported_program(), reasons)
+                self._check_kernels(fallback)
+                lowered = edge.to_executorch()
+            except LoweringFailed:
+                raise
+            except Exception as error:  # exir raises from a dozen passes, each with its own type
+                raise _failure(program, error) from error
+        path.write_bytes(lowered.buffer)
+        return delegation
+
+    def _check_kernels(self, fallback: Sequence[Node]) -> None:
+        """Every op outside the delegate needs a portable kernel: without one the file loads nowhere."""
+        known = need("executorch.runtime", self).Runtime.get().operator_registry.operator_names
+        for node in fallback:
+            name = _out_variant(node)
+            if name is not None and name not in known:
+                raise LoweringFailed(
+                    f"executorch has no kernel for {op_name(node)}\n  at {sources([node])}",
+                    "Write it with other torch ops, or export to a target that has it.",
+                )
+
+    def runner(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0) -> Runner:
+        runtime = need("executorch.runtime", self)
+        method = runtime.Runtime.get().load_program(path, verification=runtime.Verification.Minimal).load_method("forward")
+        if method is None:
+            raise RuntimeError("the program has no method `forward`")
+
+        def run(arrays: Sequence[NDArray[Any]]) -> Arrays:
+            results = method.execute([torch.from_numpy(np.ascontiguousarray(a)) for a in arrays])
+            # The runtime reuses its output buffers at the next call.
+            return [y.numpy().copy() for y in results]
+
+        return run
+
+    def inspect(self, path: Path) -> tuple[OpCount, ...]:
+        program = need("executorch.exir._serialize._program", self).deserialize_pte_binary(path.read_bytes()).program
+        plan = program.execution_plan[0]
+        counts: Counter[str] = Counter()
+        for chain in plan.chains:
+            for instruction in chain.instructions:
+                args = instruction.instr_args
+                if (index := getattr(args, "op_index", None)) is not None:
+                    operator = plan.operators[index]
+                    counts[f"{operator.name}.{operator.overload}" if operator.overload else operator.name] += 1
+                elif (index := getattr(args, "delegate_index", None)) is not None:
+                    counts[plan.delegates[index].id] += 1
+        backends = {delegate.id for delegate in plan.delegates}
+        return tuple(OpCount(op=op, count=n, delegated=op in backends) for op, n in counts.most_common())
+
+
+@contextmanager
+def _refusals() -> Iterator[dict[str, str]]:
+    """Collects, by node name, the reasons that the partitioner logs for what it leaves out."""
+    reasons: dict[str, str] = {}
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            node, reason = getattr(record.msg, "node", None), getattr(record.msg, "reason", "")
+            if node is not None:
+                reasons.setdefault(node.name, reason)
+
+    logger = logging.getLogger("executorch.backends.xnnpack.partition")
+    handler, level, propagate = Collector(), logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield reasons
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _delegation(program: ExportedProgram, reasons: Mapping[str, str]) -> tuple[Delegation, list[Node]]:
+    partitions, delegated = 0, 0
+    outside: list[Node] = []
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            lowered = getattr(program.graph_module, node.target)
+            partitions += 1
+            delegated += sum(n.op == "call_function" for n in lowered.original_module.graph.nodes)
+        elif node.op == "call_function" and _is_op(node):
+            outside.append(node)
+    groups: dict[tuple[str, str], list[Node]] = defaultdict(list)
+    for node in outside:
+        name = op_name(node)
+        groups[name, reasons.get(node.name, f"the XNNPACK delegate does not take {name} here")].append(node)
+    fallback = tuple(
+        FallbackOp(op=name, count=len(nodes), reason=reason, source=sources(nodes))
+        for (name, reason), nodes in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    )
+    return Delegation(backend="XNNPACK", delegated=delegated, partitions=partitions, fallback=fallback), outside
+
+
+def _is_op(node: Node) -> bool:
+    return "getitem" not in str(node.target) and "executorch_call_delegate" not in str(node.target)
+
+
+def _out_variant(node: Node) -> str | None:
+    """The name under which the runtime registers the kernel of an edge op, or None where it needs none."""
+    op = getattr(node.target, "_op", None)
+    if op is None:
+        return None
+    schema = op._schema
+    overload = schema.overload_name or ""
+    for candidate in ("out", f"{overload}_out"):
+        if candidate in op._overloadpacket.overloads():
+            return f"{schema.name}.{candidate}"
+    return f"{schema.name}.out"
+
+
+def _failure(program: ExportedProgram, error: BaseException) -> LoweringFailed:
+    text = str(error).strip() or type(error).__name__
+    for node in (n for n in program.graph.nodes if n.op == "call_function"):
+        name = getattr(node.target, "_name", str(node.target))
+        if name and (name in text or name.replace("::", ".") in text or name.removesuffix(".default") in text):
+            where = sources(nodes_named(program, op_name(node)))
+            return LoweringFailed(
+                f"executorch cannot lower {op_name(node)}" + (f"\n  at {where}" if where else ""),
+                "Write it with other torch ops, or export to a target that has it.",
+            )
+    return LoweringFailed(f"executorch cannot lower the graph: {text.splitlines()[-1][:300]}", "Run again with --debug for all it says.")

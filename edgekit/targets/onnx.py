@@ -1,0 +1,109 @@
+"""ONNX, run by ONNX Runtime."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from edgekit.errors import LoweringFailed
+from edgekit.graph import rewrite
+from edgekit.graph.half import to_half
+from edgekit.targets._base import Arrays, Runner, Target, need
+from edgekit.targets._graph import nodes_named, sample_inputs, sources
+from edgekit.types import Delegation, OpCount, TensorSpec
+
+
+@final
+class Onnx(Target):
+    name = "onnx"
+    title = "ONNX"
+    suffix = ".onnx"
+    extra = "onnx"
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    modules = ("onnx", "onnxscript", "onnxruntime")
+    precisions: Mapping[str, str] = {
+        "fp32": "float32 weights and compute",
+        "fp16": "float16 weights and ops, float32 input and output; ONNX Runtime's CPU computes some ops in float32",
+    }
+
+    @property
+    def runtime(self) -> str:
+        return f"ONNX Runtime {version('onnxruntime')}"
+
+    def lower(
+        self,
+        program: ExportedProgram,
+        precision: str,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> Delegation:
+        onnx = need("onnx", self)
+        if precision == "fp16":
+            program = to_half(program, sample_inputs(program))
+        program = rewrite(program, self.name)
+        try:
+            exported = torch.onnx.export(
+                program,
+                input_names=[s.name for s in inputs],
+                output_names=[s.name for s in outputs],
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # torch.onnx wraps what it meets in several types, the cause last
+            raise _failure(program, error) from error
+        assert exported is not None
+        model = exported.model_proto
+        _strip(model)
+        onnx.checker.check_model(model)
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return Delegation(backend="ONNX Runtime CPU", delegated=len(model.graph.node))
+
+    def runner(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0) -> Runner:
+        ort = need("onnxruntime", self)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [s.name for s in outputs]
+
+        def run(arrays: Sequence[NDArray[Any]]) -> Arrays:
+            feed = {spec.name: array for spec, array in zip(inputs, arrays, strict=True)}
+            return list(session.run(names, feed))
+
+        return run
+
+    def inspect(self, path: Path) -> tuple[OpCount, ...]:
+        model = need("onnx", self).load(str(path))
+        counts = Counter(node.op_type for node in model.graph.node)
+        return tuple(OpCount(op=op, count=n, delegated=True) for op, n in counts.most_common())
+
+
+def _strip(model: Any) -> None:
+    """Remove what the exporter notes about the machine: paths in stack traces, and intermediate shapes."""
+    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
+    model.graph.doc_string = ""
+    for part in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def _failure(program: ExportedProgram, error: BaseException) -> LoweringFailed:
+    text, cause = str(error), error.__cause__
+    while cause is not None:
+        text, cause = f"{text}\n{cause}", cause.__cause__
+    found = re.search(r"No ONNX function found for (?:<OpOverload\(op=')?([\w.:]+)", text)
+    if found is None:
+        return LoweringFailed(f"torch.onnx cannot lower the graph: {text.splitlines()[-1][:300]}", "Run again with --debug for all it says.")
+    nodes = nodes_named(program, found[1].split(".default")[0])
+    where = sources(nodes)
+    return LoweringFailed(
+        f"onnx has no op for {found[1]}" + (f"\n  at {where}" if where else ""),
+        "Write it with standard torch ops, or export to a target that has it.",
+    )

@@ -1,0 +1,190 @@
+"""LiteRT (TFLite), run by ai_edge_litert. Images go in as NHWC, as its tools and camera frames have them."""
+
+import importlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from edgekit.errors import LoweringFailed, MissingDependency
+from edgekit.graph import rewrite
+from edgekit.targets._base import Arrays, Runner, Target, need
+from edgekit.targets._graph import nodes_named, sample_inputs, sources
+from edgekit.types import Delegation, FallbackOp, OpCount, TensorSpec
+
+# On a device either of the older runtimes may be what is there; they read the same files.
+RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite")
+
+
+class _ChannelsLast(nn.Module):
+    """Takes images as NHWC and gives them to a program that was captured for NCHW."""
+
+    def __init__(self, inner: nn.Module, images: tuple[bool, ...]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.images = images
+
+    def train(self, mode: bool = True) -> "_ChannelsLast":
+        return self  # the program is already the eval graph, and refuses to be told
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        moved = [x.permute(0, 3, 1, 2) if image else x for x, image in zip(inputs, self.images, strict=True)]
+        return self.inner(*moved)
+
+
+@final
+class Tflite(Target):
+    name = "tflite"
+    title = "LiteRT"
+    suffix = ".tflite"
+    extra = "tflite"
+    packages = ("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer")
+    modules = ("litert_torch", "ai_edge_litert")
+    precisions: Mapping[str, str] = {
+        "fp32": "float32 weights and compute",
+        "fp16": "float16 weights, computed in float32 on a CPU and in float16 on a GPU; float32 input and output",
+    }
+
+    def io(self, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            replace(s, shape=(s.shape[0], *s.shape[2:], s.shape[1]), layout="NHWC") if s.layout == "NCHW" else s for s in inputs
+        )
+
+    @property
+    def runtime(self) -> str:
+        return f"LiteRT {version('ai-edge-litert')}"
+
+    def lower(
+        self,
+        program: ExportedProgram,
+        precision: str,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> Delegation:
+        litert_torch = need("litert_torch", self)
+        program = rewrite(program, self.name)
+        images = tuple(s.layout == "NHWC" for s in inputs)
+        samples = tuple(
+            x.permute(0, 2, 3, 1).contiguous() if image else x for x, image in zip(sample_inputs(program), images, strict=True)
+        )
+        try:
+            litert_torch.convert(_ChannelsLast(program.module(), images), samples).export(str(path))
+        except Exception as error:  # the converter raises plain RuntimeError and MLIR errors
+            raise _failure(program, error) from error
+        if precision == "fp16":
+            _halve_weights(self, path)
+        try:
+            self.runner(path, inputs, outputs)
+        except (RuntimeError, ValueError) as error:
+            raise LoweringFailed(
+                f"LiteRT cannot load what its converter made: {str(error).splitlines()[0]}",
+                "An op of the model has no kernel in the runtime; write it with standard torch ops.",
+            ) from error
+        return self._delegation(path)
+
+    def runner(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0) -> Runner:
+        interpreter = _interpreter(self, path, threads)
+        interpreter.allocate_tensors()
+        signature = interpreter.get_signature_runner()
+        # args_0 … args_10: the converter's names, in the order of their numbers.
+        taken = sorted(signature.get_input_details(), key=_number)
+        given = sorted(signature.get_output_details(), key=_number)
+
+        def run(arrays: Sequence[NDArray[Any]]) -> Arrays:
+            results = signature(**dict(zip(taken, arrays, strict=True)))
+            return [np.array(results[name]) for name in given]
+
+        return run
+
+    def inspect(self, path: Path) -> tuple[OpCount, ...]:
+        interpreter = _interpreter(self, path, 0)
+        interpreter.allocate_tensors()
+        counts = Counter((d["op_name"], inside) for d, inside in _ops(interpreter))
+        return tuple(OpCount(op=op, count=n, delegated=inside) for (op, inside), n in counts.most_common())
+
+    def _delegation(self, path: Path) -> Delegation:
+        interpreter = _interpreter(self, path, 0)
+        interpreter.allocate_tensors()
+        partitions = sum(d["op_name"] == "DELEGATE" for d in interpreter._get_ops_details())
+        outside = Counter(d["op_name"] for d, inside in _ops(interpreter) if not inside)
+        return Delegation(
+            backend="XNNPACK",
+            delegated=sum(inside for _, inside in _ops(interpreter)),
+            partitions=partitions,
+            fallback=tuple(
+                FallbackOp(op=op, count=n, reason=f"LiteRT's XNNPACK delegate does not take this {op}; its built-in kernel runs it")
+                for op, n in outside.most_common()
+            ),
+        )
+
+
+def _interpreter(target: Target, path: Path, threads: int) -> Any:
+    for name in RUNTIMES:
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        return module.Interpreter(model_path=str(path), num_threads=threads or None)
+    raise MissingDependency("ai-edge-litert", f"target {target.name}", target.extra)
+
+
+def _number(name: str) -> tuple[int, str]:
+    digits = re.search(r"(\d+)$", name)
+    return (int(digits[1]) if digits else 0, name)
+
+
+def _ops(interpreter: Any) -> list[tuple[dict[str, Any], bool]]:
+    """Every op of the file, and whether a delegate has taken it.
+
+    The interpreter lists the ops that a delegate replaced beside the delegate itself: those are found by
+    walking back from the delegate's outputs to its inputs.
+    """
+    details = interpreter._get_ops_details()
+    ops = [d for d in details if d["op_name"] != "DELEGATE"]
+    producer = {int(t): d for d in ops for t in d["outputs"]}
+    taken: set[int] = set()
+    for delegate in (d for d in details if d["op_name"] == "DELEGATE"):
+        stop, open_tensors = set(map(int, delegate["inputs"])), list(map(int, delegate["outputs"]))
+        while open_tensors:
+            op = producer.get(open_tensors.pop())
+            if op is not None and op["index"] not in taken:
+                taken.add(op["index"])
+                open_tensors += [t for t in map(int, op["inputs"]) if t not in stop]
+    return [(d, d["index"] in taken) for d in ops]
+
+
+def _halve_weights(target: Target, path: Path) -> None:
+    """Store the weights of convolutions and linears as float16; the runtime widens them where it computes in float32."""
+    quantizer = need("ai_edge_quantizer", target).quantizer.Quantizer(str(path))
+    types = need("ai_edge_quantizer.qtyping", target)
+    quantizer.update_quantization_recipe(
+        regex=".*",
+        operation_name=types.TFLOperationName.ALL_SUPPORTED,
+        op_config=types.OpQuantizationConfig(
+            weight_tensor_config=types.TensorQuantizationConfig(num_bits=16, dtype=types.TensorDataType.FLOAT),
+            compute_precision=types.ComputePrecision.FLOAT,
+        ),
+        algorithm_key=need("ai_edge_quantizer.algorithm_manager", target).AlgorithmName.FLOAT_CASTING,
+    )
+    path.write_bytes(quantizer.quantize().quantized_model)
+
+
+def _failure(program: ExportedProgram, error: BaseException) -> LoweringFailed:
+    text = str(error)
+    found = re.search(r"(?:[Ll]owering (?:is )?not (?:found|implemented)[^:]*:|No lowering found for|lowering for) *([\w.:]+)", text)
+    if found is None:
+        return LoweringFailed(f"litert-torch cannot lower the graph: {(text.strip().splitlines() or ['?'])[-1][:300]}", "Run again with --debug for all it says.")
+    where = sources(nodes_named(program, found[1].removesuffix(".default")))
+    return LoweringFailed(
+        f"tflite has no op for {found[1]}" + (f"\n  at {where}" if where else ""),
+        "Write it with standard torch ops, or export to a target that has it.",
+    )

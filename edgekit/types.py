@@ -1,0 +1,244 @@
+"""The values that travel between the rooms: frozen, and free of any third-party import."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output of an artifact; `layout` is "NCHW" or "NHWC" for images, "" otherwise."""
+
+    name: str
+    shape: Shape
+    dtype: str = "float32"
+    layout: str = ""
+    quantization: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a photo becomes the model's input: resize the shorter side, centre crop, (pixel * scale - mean) / std.
+
+    `resize` and `crop` are pixels; `mean` and `std` have one value a channel and apply after `scale`.
+    """
+
+    resize: int
+    crop: Shape
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    scale: float = 1 / 255
+    channel_order: str = "RGB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model of the zoo: how to build it, and the facts of its card.
+
+    `build(num_classes)` returns the train form; `convert_state` maps a published checkpoint's
+    names and layouts to ours. `params` and `macs` are for 1000 classes at `input`.
+    """
+
+    name: str
+    family: str
+    build: Callable[[int], Any]
+    params: int
+    macs: int
+    paper: str
+    licence: str
+    preprocess: Preprocess
+    convert_state: Callable[[Mapping[str, Any]], dict[str, Any]]
+    input: Shape = (3, 224, 224)
+    stride: int = 32
+    labels: str = ""
+    weights: tuple[str, ...] = ()
+    notes: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where weights came from ("seed:0" or a file) and the hash of that file."""
+
+    source: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """What the user asked to be loaded; enough to load it again."""
+
+    model: str
+    weights: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    input_shape: tuple[Shape, ...] = ()
+    batch_size: int = 1
+    seed: int = 0
+    labels: str | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FallbackOp:
+    """Ops of one kind that run outside the delegate, why, and the source lines they came from."""
+
+    op: str
+    count: int
+    reason: str
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delegation:
+    """Which backend takes how much: `partitions` delegate calls holding `delegated` ops, and the rest."""
+
+    backend: str
+    delegated: int
+    partitions: int = 1
+    fallback: tuple[FallbackOp, ...] = ()
+
+    @property
+    def fallback_count(self) -> int:
+        return sum(f.count for f in self.fallback)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputError:
+    """How far one output is from the reference, over all samples."""
+
+    name: str
+    max_abs_error: float
+    sqnr_db: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """An artifact, read back from disk and run by its runtime, against a reference.
+
+    `sqnr_db` is the worst sample of the worst output; `top1_agreement` is a fraction, or None where the output
+    is not a row of class scores.
+    """
+
+    against: str
+    runtime: str
+    samples: int
+    max_abs_error: float
+    sqnr_db: float
+    top1_agreement: float | None
+    min_sqnr_db: float
+    passed: bool
+    failures: tuple[str, ...] = ()
+    outputs: tuple[OutputError, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    kind: str = "none"
+    source: str = ""
+    samples: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`edgekit.json`: all that a phone app, `profile`, `embed` or a colleague needs."""
+
+    edgekit: str
+    name: str
+    model: str
+    weights: Weights
+    target: str
+    precision: str
+    files: Mapping[str, FileRecord]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess | None
+    request: ModelRequest
+    delegation: Delegation
+    layers: Mapping[str, int]
+    environment: Mapping[str, str]
+    labels: str = ""
+    calibration: Calibration = field(default_factory=Calibration)
+    verification: tuple[Verification, ...] = ()
+    notes: tuple[str, ...] = ()
+    schema: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A folder with one exported model, its manifest, labels and golden vectors."""
+
+    path: Path
+    manifest: Manifest
+    seconds: float = 0.0
+
+    @property
+    def model_path(self) -> Path:
+        """The model file (for Core ML a folder) inside the artifact."""
+        first = next(name for name in self.manifest.files if name.startswith("model."))
+        return self.path / first.split("/")[0]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the model itself, without manifest, labels and golden vectors."""
+        return sum(r.bytes for name, r in self.manifest.files.items() if name.startswith("model."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Accuracy on labelled images; top1, top5 and agreement in percent, `ci95` the Wilson interval of top1."""
+
+    top1: float
+    top5: float
+    n: int
+    agreement: float | None
+    images_per_second: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpCount:
+    op: str
+    count: int
+    delegated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What is inside an artifact's model file, as read from disk."""
+
+    artifact: Artifact
+    ops: tuple[OpCount, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """One line of `doctor`: does it work here, and what to type if it does not."""
+
+    name: str
+    works: bool
+    detail: str
+    remedy: str = ""
+
+
+Step = Callable[[str, int, int], None]
+"""Called with (what is being done, steps done, steps in all)."""

@@ -1,0 +1,188 @@
+"""Is the artifact, read back from disk and run by its runtime, the same function as the float model?"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekit.artifacts import Golden, load_artifact, read_golden
+from edgekit.data import apply, open_images, read_image, sample_photos
+from edgekit.errors import ArtifactDamaged, BadInput
+from edgekit.loading import Loaded, load, sha256
+from edgekit.targets import TARGETS
+from edgekit.types import Artifact, OutputError, Preprocess, TensorSpec, Verification
+
+Arrays = list[NDArray[Any]]
+
+MIN_SQNR_DB = {"fp32": 60.0, "fp16": 35.0}
+"""The floors of the gate: float32 differs only by the order of sums, float16 by 11 bits of mantissa."""
+CEILING_DB = 200.0
+NOISE_SAMPLES = 2
+
+
+def verify(artifact: str | Path | Artifact, *, images: str | Path | None = None, min_sqnr: float | None = None) -> Verification:
+    """Compare an artifact with the float reference, on its golden vectors or on the photos at `images`.
+
+    Raises `ArtifactDamaged` or `BadInput`; a gate that fails is a value (`passed`), not an exception.
+    """
+    if not isinstance(artifact, Artifact):
+        artifact = load_artifact(artifact)
+    golden = read_golden(artifact) if images is None else _golden_of(artifact, Path(images))
+    floor = MIN_SQNR_DB[artifact.manifest.precision] if min_sqnr is None else min_sqnr
+    return compare(artifact, golden, floor)
+
+
+def compare(artifact: Artifact, golden: Golden, min_sqnr_db: float) -> Verification:
+    """Run the artifact's model file on every golden input and measure the distance of every output."""
+    manifest = artifact.manifest
+    target = TARGETS[manifest.target]
+    target.require()
+    inputs, references = golden
+    try:
+        run = target.runner(artifact.model_path, manifest.inputs, manifest.outputs)
+        actual = [run(sample) for sample in inputs]
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArtifactDamaged(f"{target.title} cannot run {artifact.model_path}: {reason}", "Export the artifact again.") from error
+    outputs = tuple(
+        _measure(spec, [r[i] for r in references], [a[i] for a in actual]) for i, spec in enumerate(manifest.outputs)
+    )
+    agreements = [o.top1_agreement for o in outputs if o.top1_agreement is not None]
+    failures = tuple(text for o in outputs for text in _failures(o, min_sqnr_db))
+    return Verification(
+        against="float",
+        runtime=target.runtime,
+        samples=len(inputs),
+        max_abs_error=max(o.max_abs_error for o in outputs),
+        sqnr_db=min(o.sqnr_db for o in outputs),
+        top1_agreement=min(agreements) if agreements else None,
+        min_sqnr_db=min_sqnr_db,
+        passed=not failures,
+        failures=failures,
+        outputs=outputs,
+    )
+
+
+def _failures(output: OutputError, floor: float) -> list[str]:
+    found = []
+    if output.sqnr_db < floor:
+        found.append(
+            f"output {output.name}: SQNR {output.sqnr_db:.1f} dB is below {floor:g} dB (max error {output.max_abs_error:.3g})"
+        )
+    if output.top1_agreement is not None and output.top1_agreement < 1:
+        found.append(f"output {output.name}: only {output.top1_agreement:.1%} of the samples have the reference's top-1 class")
+    return found
+
+
+def _measure(spec: TensorSpec, references: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]]) -> OutputError:
+    for a, r in zip(actual, references, strict=True):
+        if a.shape != r.shape:
+            raise ArtifactDamaged(f"output {spec.name} has shape {a.shape}, the reference {r.shape}", "Export the artifact again.")
+    errors = [np.abs(a.astype(np.float64) - r.astype(np.float64)) for a, r in zip(actual, references, strict=True)]
+    classes = len(spec.shape) == 2 and spec.shape[1] > 1
+    agree = np.concatenate([(a.argmax(1) == r.argmax(1)) for a, r in zip(actual, references, strict=True)]) if classes else None
+    worst = max(float(np.max(np.nan_to_num(e, nan=np.inf, posinf=np.inf), initial=0.0)) for e in errors)
+    return OutputError(
+        name=spec.name,
+        max_abs_error=worst if math.isfinite(worst) else 1e308,  # JSON has no infinity
+        sqnr_db=round(min(sqnr_db(r, a) for r, a in zip(references, actual, strict=True)), 2),
+        top1_agreement=None if agree is None else float(agree.mean()),
+    )
+
+
+def sqnr_db(reference: NDArray[Any], actual: NDArray[Any]) -> float:
+    """10 log10(sum r² / sum (r - a)²), clipped to ±200 dB; 200 where equal, -200 where `actual` is not finite."""
+    r, a = reference.astype(np.float64), actual.astype(np.float64)
+    if not np.isfinite(a).all():
+        return -CEILING_DB
+    noise, signal = float(((r - a) ** 2).sum()), float((r**2).sum())
+    if noise == 0:
+        return CEILING_DB
+    if signal == 0:
+        return -CEILING_DB
+    return float(np.clip(10 * math.log10(signal / noise), -CEILING_DB, CEILING_DB))
+
+
+def golden_of(loaded: Loaded) -> Golden:
+    """At least four inputs, in the captured program's layout, with the outputs of the float module in its train form.
+
+    Photos (and two images of noise) where the model takes images, else seeded normal numbers.
+    """
+    seed = loaded.request.seed
+    if loaded.preprocess is None or len(loaded.inputs) != 1:
+        generator = torch.Generator().manual_seed(seed + 1)
+        samples = [
+            [torch.randn(x.shape, generator=generator).to(x.dtype).numpy() for x in loaded.inputs] for _ in range(4)
+        ]
+    else:
+        photos = [apply(loaded.preprocess, photo) for photo in sample_photos()]
+        photos += _noise(loaded.preprocess, seed)
+        samples = [[batch] for batch in _batches(photos, loaded.inputs[0].shape[0])]
+    return samples, [reference(loaded, sample) for sample in samples]
+
+
+def reference(loaded: Loaded, sample: Sequence[NDArray[Any]]) -> Arrays:
+    """The outputs of the float module, run eagerly by torch."""
+    with torch.no_grad():
+        outputs = loaded.module(*[torch.from_numpy(a) for a in sample])
+    return [y.numpy() for y in flat_outputs(outputs)]
+
+
+def flat_outputs(outputs: Any) -> list[torch.Tensor]:
+    """The tensors of a model's output, in the order in which `torch.export` flattens them."""
+    from torch.utils._pytree import tree_leaves
+
+    return [y for y in tree_leaves(outputs) if isinstance(y, torch.Tensor)]
+
+
+def _noise(preprocess: Preprocess, seed: int) -> list[NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (preprocess.mean, preprocess.std))
+    shape = (len(preprocess.mean), *preprocess.crop)
+    return [
+        ((rng.integers(0, 256, shape).astype(np.float32) * np.float32(preprocess.scale) - mean) / std) for _ in range(NOISE_SAMPLES)
+    ]
+
+
+def _batches(images: Sequence[NDArray[np.float32]], size: int) -> Iterable[NDArray[np.float32]]:
+    """One batch an image, filled up with the images after it, so that a mix-up within a batch shows."""
+    return [np.stack([images[(i + j) % len(images)] for j in range(size)]) for i in range(len(images))]
+
+
+def to_layout(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """A captured program's input (NCHW) as the artifact takes it."""
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if spec.layout == "NHWC" else array
+
+
+def in_artifact_layout(golden: Golden, inputs: tuple[TensorSpec, ...]) -> Golden:
+    """Golden vectors of the captured program as an artifact with these inputs takes them."""
+    return [[to_layout(a, s) for a, s in zip(sample, inputs, strict=True)] for sample in golden[0]], golden[1]
+
+
+def _golden_of(artifact: Artifact, images: Path) -> Golden:
+    loaded = reference_of(artifact)
+    if loaded.preprocess is None:
+        raise BadInput(f"{artifact.path} takes no images", "Leave --images out: its golden vectors are used.")
+    photos = [read_image(images)] if images.is_file() and images.suffix not in (".npz", ".tar") else [i.pixels for i in open_images(images)]
+    batches = _batches([apply(loaded.preprocess, photo) for photo in photos], loaded.inputs[0].shape[0])
+    samples: list[Arrays] = [[batch] for batch in batches]
+    golden = samples, [reference(loaded, sample) for sample in samples]
+    return in_artifact_layout(golden, artifact.manifest.inputs)
+
+
+def reference_of(artifact: Artifact) -> Loaded:
+    """The float model that an artifact was exported from; raises `BadInput` where its files are gone or changed."""
+    manifest = artifact.manifest
+    loaded = load(manifest.request)
+    if manifest.weights.sha256 and loaded.weights.sha256 != manifest.weights.sha256:
+        source = manifest.request.weights or manifest.request.model
+        raise BadInput(
+            f"{source} has changed since {artifact.path} was exported from it ({sha256(Path(source))[:12]}…)",
+            "Give the file it was exported from, or export again.",
+        )
+    return replace(loaded, preprocess=manifest.preprocess)
