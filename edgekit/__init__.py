@@ -41,7 +41,7 @@ _PLACES = {
     "EdgekitError": "errors",
 }
 
-__all__ = list(_PLACES)  # noqa: PLE0605
+__all__ = list(_PLACES)
 
 
 def __getattr__(name: str) -> Any:

@@ -35,7 +35,9 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
         destination.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     except OSError as error:
-        raise BadInput(f"cannot write to {destination.parent}: {error.strerror}", "Give another folder with -o.") from error
+        raise BadInput(
+            f"cannot write to {destination.parent}: {error.strerror}", "Give another folder with -o."
+        ) from error
     try:
         with disk_errors(destination.parent):
             temporary.chmod(0o755)  # mkdtemp makes it private
@@ -102,12 +104,18 @@ def load_artifact(path: str | Path) -> Artifact:
         folder = folder.parent
     manifest_path = folder / MANIFEST
     if not manifest_path.is_file():
-        what = "has no edgekit.json" if folder.is_dir() else "does not exist" if not folder.exists() else "is not a folder"
-        raise BadInput(f"{path} is not an artifact: it {what}", "Make one with `edgekit export`, or give the artifact's folder.")
+        what = (
+            "has no edgekit.json" if folder.is_dir() else "does not exist" if not folder.exists() else "is not a folder"
+        )
+        raise BadInput(
+            f"{path} is not an artifact: it {what}", "Make one with `edgekit export`, or give the artifact's folder."
+        )
     try:
         values = json.loads(manifest_path.read_text(encoding="utf-8"))
         if values.get("schema") != 1:
-            raise ArtifactDamaged(f"{manifest_path} has schema {values.get('schema')!r}; this edgekit reads 1", "Export it again.")
+            raise ArtifactDamaged(
+                f"{manifest_path} has schema {values.get('schema')!r}; this edgekit reads 1", "Export it again."
+            )
         manifest = cattrs.Converter().structure(values, Manifest)
     except (ValueError, AttributeError, OSError, cattrs.BaseValidationError) as error:
         raise ArtifactDamaged(f"{manifest_path} cannot be read as a manifest", "Export the artifact again.") from error
@@ -120,7 +128,9 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
         raise ArtifactDamaged(f"the manifest of {folder} names no model file", "Export the artifact again.")
     for name, record in files.items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ArtifactDamaged(f"the manifest of {folder} names a file outside it: {name}", "Do not use this artifact.")
+            raise ArtifactDamaged(
+                f"the manifest of {folder} names a file outside it: {name}", "Do not use this artifact."
+            )
         path = folder / name
         if not path.is_file():
             raise ArtifactDamaged(f"{folder} lacks its file {name}", "Copy the whole folder again, or export it again.")
@@ -157,12 +167,16 @@ def read_golden(artifact: Artifact) -> Golden:
     try:
         arrays = load_file(artifact.path / GOLDEN)
     except (SafetensorError, OSError) as error:
-        raise ArtifactDamaged(f"{artifact.path / GOLDEN} cannot be read: {error}", "Export the artifact again.") from error
+        raise ArtifactDamaged(
+            f"{artifact.path / GOLDEN} cannot be read: {error}", "Export the artifact again."
+        ) from error
     sides: dict[str, dict[int, dict[int, NDArray[np.generic]]]] = {"input": {}, "output": {}}
     for key, array in arrays.items():
         kind, n, *rest = key.split(".")
         sides[kind].setdefault(int(n), {})[int(rest[0]) if rest else 0] = array
-    inputs, outputs = ([[sample[m] for m in sorted(sample)] for _, sample in sorted(side.items())] for side in sides.values())
+    inputs, outputs = (
+        [[sample[m] for m in sorted(sample)] for _, sample in sorted(side.items())] for side in sides.values()
+    )
     return inputs, outputs
 
 

@@ -73,7 +73,9 @@ class BadInput(UsageError):
 class WeightsMismatch(BadInput):
     """A weights file whose keys or shapes are not those of the model."""
 
-    def __init__(self, model: str, source: str, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
+    def __init__(
+        self, model: str, source: str, missing: list[str], unexpected: list[str], misshapen: list[str]
+    ) -> None:
         parts = [
             f"{len(keys)} {what}: {', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}"
             for what, keys in (("missing", missing), ("unexpected", unexpected), ("of other shape", misshapen))

@@ -43,7 +43,9 @@ def evaluate(
     seconds = 0.0
     for image in islice(images, total):
         if image.label is None:
-            raise BadInput(f"{data} has no labels", "Put the images into one folder a class, or give a .npz or .tar with labels.")
+            raise BadInput(
+                f"{data} has no labels", "Put the images into one folder a class, or give a .npz or .tar with labels."
+            )
         start = time.perf_counter()
         scores = classify(image.pixels)
         seconds += time.perf_counter() - start

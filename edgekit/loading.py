@@ -5,17 +5,8 @@ or a `.pt2` file (an ExportedProgram).
 """
 
 import hashlib
-import importlib
-import importlib.util
-import inspect
-import os
-import sys
-import traceback
-import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +15,9 @@ from torch.export import ExportedProgram
 from edgekit.errors import BadInput, UnknownName
 from edgekit.graph.capture import capture
 from edgekit.models import ZOO, create_model, deploy, labels_of, load_weights, read_state
+from edgekit.programs import example_inputs, read_program
 from edgekit.types import ModelRequest, ModelSpec, Preprocess, Shape, Weights
+from edgekit.user_code import call
 
 FORMS = "a zoo name (see `edgekit models`), file.py:callable, package.module:callable, or a .pt2 file"
 
@@ -63,7 +56,9 @@ def load(request: ModelRequest) -> Loaded:
 
 def _load_zoo(request: ModelRequest, spec: ModelSpec) -> Loaded:
     channels, height, width = spec.input
-    shapes = request.input_shape or ((request.batch_size, channels, request.image_size or height, request.image_size or width),)
+    shapes = request.input_shape or (
+        (request.batch_size, channels, request.image_size or height, request.image_size or width),
+    )
     _check_zoo_shape(spec, shapes)
     num_classes = request.num_classes or 1000
     module = create_model(spec.name, num_classes=num_classes, weights=request.weights, seed=request.seed)
@@ -75,7 +70,9 @@ def _load_zoo(request: ModelRequest, spec: ModelSpec) -> Loaded:
 def _check_zoo_shape(spec: ModelSpec, shapes: tuple[Shape, ...]) -> None:
     shape = shapes[0]
     if len(shapes) != 1 or len(shape) != 4 or shape[1] != spec.input[0]:
-        raise BadInput(f"{spec.name} takes one input N,{spec.input[0]},H,W, not {shapes}", "Type e.g. --image-size 224.")
+        raise BadInput(
+            f"{spec.name} takes one input N,{spec.input[0]},H,W, not {shapes}", "Type e.g. --image-size 224."
+        )
     if shape[2] % spec.stride or shape[3] % spec.stride or min(shape) < 1:
         raise BadInput(
             f"{spec.name} takes image sizes that {spec.stride} divides, not {shape[2]}x{shape[3]}",
@@ -86,9 +83,10 @@ def _check_zoo_shape(spec: ModelSpec, shapes: tuple[Shape, ...]) -> None:
 def _load_callable(request: ModelRequest) -> Loaded:
     place, _, attribute = request.model.rpartition(":")
     if place in ("timm", "hf"):
-        raise BadInput(f"{place}: models cannot be loaded by name in this version", f"-m takes {FORMS}: wrap it in a function.")
-    function = _find(place, attribute, request.model)
-    module = _call(function, request)
+        raise BadInput(
+            f"{place}: models cannot be loaded by name in this version", f"-m takes {FORMS}: wrap it in a function."
+        )
+    module = call(request.model, request.num_classes, request.seed)
     if request.weights:
         load_weights(module, request.model, read_state(Path(request.weights)), request.weights)
     size = request.image_size or 224
@@ -112,7 +110,11 @@ def _finish(
     program = capture(deploy(module), inputs)
     if request.weights is None:
         source = f"seed:{request.seed}" if spec else "own"
-        notes = (*notes, f"{name} has seeded random weights: its accuracy is meaningless. Give --weights.") if spec else notes
+        notes = (
+            (*notes, f"{name} has seeded random weights: its accuracy is meaningless. Give --weights.")
+            if spec
+            else notes
+        )
         weights = Weights(source=source)
     else:
         weights = Weights(source=Path(request.weights).name, sha256=sha256(Path(request.weights)))
@@ -140,9 +142,12 @@ def _load_program(request: ModelRequest) -> Loaded:
         ("--batch-size", request.batch_size != 1),
     ):
         if value:
-            raise BadInput(f"{option} cannot change a .pt2 file: its weights and shapes are fixed", f"Export it again and leave {option} out.")
+            raise BadInput(
+                f"{option} cannot change a .pt2 file: its weights and shapes are fixed",
+                f"Export it again and leave {option} out.",
+            )
     program = read_program(path)
-    inputs = tuple(program.example_inputs[0]) if program.example_inputs else _inputs_of(program, request.seed)
+    inputs = example_inputs(program, request.seed)
     module = program.module()
     preprocess, notes = _assumed_preprocess(module, tuple(inputs[0].shape), request)
     return Loaded(
@@ -158,98 +163,6 @@ def _load_program(request: ModelRequest) -> Loaded:
     )
 
 
-def read_program(path: Path) -> ExportedProgram:
-    """The ExportedProgram of a `.pt2` file, read without unpickling code. Raises `BadInput`."""
-    if not path.is_file():
-        raise BadInput(f"there is no program {path}", f"-m takes {FORMS}.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            graphs = [archive.read(n) for n in names if "/models/" in n and n.endswith(".json")]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise BadInput(f"{path} is not a .pt2 file ({error})", "Make one with torch.export.save(program, 'model.pt2').") from error
-    # Pickled objects run code when loaded, and symbolic shapes are evaluated as Python: neither is needed here.
-    if not graphs or any(Path(n).name.startswith(("custom_obj", "opaque_obj")) for n in names):
-        raise BadInput(f"{path} is of an old format or holds pickled Python objects, which edgekit does not load",
-                       "Save plain tensors with this torch: torch.export.save(torch.export.export(...), 'model.pt2').")
-    if any(b'"as_expr"' in g or b"expr_str" in g for g in graphs):
-        raise BadInput(f"{path} has dynamic shapes; edgekit exports static ones", "Export it without dynamic_shapes.")
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        return torch.export.load(path)
-    except Exception as error:  # a damaged archive fails in many ways, all of them the file's
-        raise BadInput(f"{path} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-                       "Save it again with torch.export.save and this version of torch.") from error
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
-
-
-def _inputs_of(program: ExportedProgram, seed: int) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    names = set(program.graph_signature.user_inputs)
-    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
-    return tuple(torch.randn(v.shape, generator=generator).to(v.dtype) for v in values)
-
-
-def _find(place: str, attribute: str, asked: str) -> object:
-    try:
-        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except BadInput:
-        raise
-    except Exception as error:  # the user's own code runs here and may raise anything
-        raise BadInput(f"importing {place} failed: {type(error).__name__}: {error}", _last_line(error)) from error
-    if not hasattr(module, attribute):
-        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
-        raise UnknownName(f"callable in {place}", attribute, names)
-    return getattr(module, attribute)
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise BadInput(f"there is no file {path}", f"-m takes {FORMS}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # the file may import its neighbours
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
-
-
-def _call(function: object, request: ModelRequest) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(request.seed)
-        module = function
-        if callable(function) and not isinstance(function, nn.Module):
-            module = _call_user(function, request)
-    if not isinstance(module, nn.Module):
-        raise BadInput(f"{request.model} gave a {type(module).__name__}, not an nn.Module", "Return the model from it.")
-    return module
-
-
-def _call_user(function: Callable[..., object], request: ModelRequest) -> object:
-    arguments = {}
-    if request.num_classes is not None:
-        if "num_classes" not in inspect.signature(function).parameters:
-            raise BadInput(f"{request.model} takes no num_classes", "Leave --num-classes out, or give it that parameter.")
-        arguments["num_classes"] = request.num_classes
-    try:
-        return function(**arguments)
-    except Exception as error:  # the user's own code
-        raise BadInput(f"{request.model} failed: {type(error).__name__}: {error}", _last_line(error)) from error
-
-
-def _last_line(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"at {frame.filename}:{frame.lineno}: {frame.line}"
-
-
 def _read_labels(request: ModelRequest) -> tuple[str, ...]:
     if request.labels is None:
         return ()
@@ -257,7 +170,9 @@ def _read_labels(request: ModelRequest) -> tuple[str, ...]:
     try:
         return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read as labels ({error})", "Give a text file with one label a line.") from error
+        raise BadInput(
+            f"{path} cannot be read as labels ({error})", "Give a text file with one label a line."
+        ) from error
 
 
 def _scaled(preprocess: Preprocess, shape: Shape) -> Preprocess:
@@ -265,7 +180,9 @@ def _scaled(preprocess: Preprocess, shape: Shape) -> Preprocess:
     return replace(preprocess, resize=round(min(shape[2:]) * ratio), crop=shape[2:])
 
 
-def _assumed_preprocess(module: nn.Module, shape: Shape, request: ModelRequest) -> tuple[Preprocess | None, tuple[str, ...]]:
+def _assumed_preprocess(
+    module: nn.Module, shape: Shape, request: ModelRequest
+) -> tuple[Preprocess | None, tuple[str, ...]]:
     """timm's own numbers where the module carries them, else ImageNet's, said aloud; None for what is no image."""
     if len(shape) != 4 or shape[1] not in (1, 3):
         return None, ()
@@ -283,13 +200,18 @@ def _assumed_preprocess(module: nn.Module, shape: Shape, request: ModelRequest) 
     if known or request.mean or request.std:
         return _with_statistics(preprocess, request), ()
     text = f"mean {', '.join(f'{m:g}' for m in mean)}, std {', '.join(f'{s:g}' for s in std)}"
-    return preprocess, (f"preprocessing is assumed ({text} of pixels / 255). If it was trained otherwise, give --mean and --std.",)
+    return preprocess, (
+        f"preprocessing is assumed ({text} of pixels / 255). If it was trained otherwise, give --mean and --std.",
+    )
 
 
 def _with_statistics(preprocess: Preprocess, request: ModelRequest) -> Preprocess:
     for option, values in (("--mean", request.mean), ("--std", request.std)):
         if values and len(values) != len(preprocess.mean):
-            raise BadInput(f"{option} has {len(values)} values for {len(preprocess.mean)} channels", f"Type e.g. {option} 0.5,0.5,0.5")
+            raise BadInput(
+                f"{option} has {len(values)} values for {len(preprocess.mean)} channels",
+                f"Type e.g. {option} 0.5,0.5,0.5",
+            )
     if 0 in request.std:
         raise BadInput("--std cannot be 0: the image is divided by it", "Type e.g. --std 0.5,0.5,0.5")
     return replace(preprocess, mean=request.mean or preprocess.mean, std=request.std or preprocess.std)

@@ -11,17 +11,22 @@ from edgekit.artifacts import (
     LABELS,
     Golden,
     atomic_folder,
-    disk_errors,
     hash_files,
     load_artifact,
     same_files,
     write_golden,
     write_manifest,
 )
-from edgekit.errors import ArtifactDamaged, BadInput, EdgekitError, EnvironmentProblem, GateFailed, PartialFailure, UsageError
+from edgekit.errors import (
+    BadInput,
+    EdgekitError,
+    GateFailed,
+    PartialFailure,
+    UsageError,
+)
 from edgekit.loading import Loaded, load
 from edgekit.targets import TARGETS, Target, precision_name
-from edgekit.types import Artifact, Calibration, Delegation, Manifest, ModelRequest, Shape, Step, TensorSpec, Weights
+from edgekit.types import Artifact, Delegation, Manifest, ModelRequest, Shape, Step, TensorSpec
 from edgekit.verification import MIN_SQNR_DB, compare, golden_of, in_artifact_layout
 
 
@@ -177,7 +182,10 @@ def _manifest(
 def _layers(loaded: Loaded, precision: str) -> dict[str, int]:
     """Bytes of weights by layer, in the deploy form's order."""
     layers: dict[str, int] = {}
-    tensors = {**loaded.program.state_dict, **{k: v for k, v in loaded.program.constants.items() if hasattr(v, "numel")}}
+    tensors = {
+        **loaded.program.state_dict,
+        **{k: v for k, v in loaded.program.constants.items() if hasattr(v, "numel")},
+    }
     for name, tensor in tensors.items():
         layer = name.rpartition(".")[0] or name
         size = 2 if precision == "fp16" and tensor.is_floating_point() else tensor.element_size()
@@ -215,12 +223,20 @@ def _check_destination(destination: Path, loaded: Loaded, target: Target, job: _
         old = load_artifact(destination).manifest
     except UsageError:
         raise _exists(destination) from None
-    if (old.request, old.target, old.precision, old.weights) != (loaded.request, target.name, job.precision, loaded.weights):
+    if (old.request, old.target, old.precision, old.weights) != (
+        loaded.request,
+        target.name,
+        job.precision,
+        loaded.weights,
+    ):
         raise _exists(destination)
 
 
 def _exists(destination: Path) -> BadInput:
-    return BadInput(f"{destination} exists already and is something else", "Replace it with --force, or give another folder with -o.")
+    return BadInput(
+        f"{destination} exists already and is something else",
+        "Replace it with --force, or give another folder with -o.",
+    )
 
 
 def _slug(name: str) -> str:

@@ -18,7 +18,9 @@ from edgekit.verification import to_layout
 Classifier = Callable[[Image.Image], NDArray[np.float32]]
 
 
-def predict(artifact: str | Path | Artifact, images: Sequence[str | Path], *, top: int = 5) -> tuple[tuple[Prediction, ...], ...]:
+def predict(
+    artifact: str | Path | Artifact, images: Sequence[str | Path], *, top: int = 5
+) -> tuple[tuple[Prediction, ...], ...]:
     """The `top` classes of each photo, most probable first.
 
     Raises `BadInput` for what is no photo, or for an artifact that does not classify images.
@@ -37,7 +39,9 @@ def classifier(artifact: Artifact) -> Classifier:
     """A function from a photo to the class scores (logits) that the artifact's runtime gives it."""
     manifest = artifact.manifest
     if manifest.preprocess is None or len(manifest.outputs[0].shape) != 2:
-        raise BadInput(f"{artifact.path} does not classify images", "Use its runtime directly; `edgekit inspect` shows its inputs.")
+        raise BadInput(
+            f"{artifact.path} does not classify images", "Use its runtime directly; `edgekit inspect` shows its inputs."
+        )
     preprocess, spec = manifest.preprocess, manifest.inputs[0]
     target = TARGETS[manifest.target]
     target.require()
@@ -58,5 +62,6 @@ def _ranked(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> tup
     probabilities = shifted / shifted.sum()
     order = np.argsort(-scores, kind="stable")[:top]
     return tuple(
-        Prediction(label=labels[i] if i < len(labels) else str(i), index=int(i), probability=float(probabilities[i])) for i in order
+        Prediction(label=labels[i] if i < len(labels) else str(i), index=int(i), probability=float(probabilities[i]))
+        for i in order
     )

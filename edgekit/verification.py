@@ -25,7 +25,9 @@ CEILING_DB = 200.0
 NOISE_SAMPLES = 2
 
 
-def verify(artifact: str | Path | Artifact, *, images: str | Path | None = None, min_sqnr: float | None = None) -> Verification:
+def verify(
+    artifact: str | Path | Artifact, *, images: str | Path | None = None, min_sqnr: float | None = None
+) -> Verification:
     """Compare an artifact with the float reference, on its golden vectors or on the photos at `images`.
 
     Raises `ArtifactDamaged` or `BadInput`; a gate that fails is a value (`passed`), not an exception.
@@ -48,7 +50,9 @@ def compare(artifact: Artifact, golden: Golden, min_sqnr_db: float) -> Verificat
         actual = [run(sample) for sample in inputs]
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtifactDamaged(f"{target.title} cannot run {artifact.model_path}: {reason}", "Export the artifact again.") from error
+        raise ArtifactDamaged(
+            f"{target.title} cannot run {artifact.model_path}: {reason}", "Export the artifact again."
+        ) from error
     outputs = tuple(
         _measure(spec, [r[i] for r in references], [a[i] for a in actual]) for i, spec in enumerate(manifest.outputs)
     )
@@ -75,17 +79,25 @@ def _failures(output: OutputError, floor: float) -> list[str]:
             f"output {output.name}: SQNR {output.sqnr_db:.1f} dB is below {floor:g} dB (max error {output.max_abs_error:.3g})"
         )
     if output.top1_agreement is not None and output.top1_agreement < 1:
-        found.append(f"output {output.name}: only {output.top1_agreement:.1%} of the samples have the reference's top-1 class")
+        found.append(
+            f"output {output.name}: only {output.top1_agreement:.1%} of the samples have the reference's top-1 class"
+        )
     return found
 
 
 def _measure(spec: TensorSpec, references: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]]) -> OutputError:
     for a, r in zip(actual, references, strict=True):
         if a.shape != r.shape:
-            raise ArtifactDamaged(f"output {spec.name} has shape {a.shape}, the reference {r.shape}", "Export the artifact again.")
+            raise ArtifactDamaged(
+                f"output {spec.name} has shape {a.shape}, the reference {r.shape}", "Export the artifact again."
+            )
     errors = [np.abs(a.astype(np.float64) - r.astype(np.float64)) for a, r in zip(actual, references, strict=True)]
     classes = len(spec.shape) == 2 and spec.shape[1] > 1
-    agree = np.concatenate([(a.argmax(1) == r.argmax(1)) for a, r in zip(actual, references, strict=True)]) if classes else None
+    agree = (
+        np.concatenate([(a.argmax(1) == r.argmax(1)) for a, r in zip(actual, references, strict=True)])
+        if classes
+        else None
+    )
     worst = max(float(np.max(np.nan_to_num(e, nan=np.inf, posinf=np.inf), initial=0.0)) for e in errors)
     return OutputError(
         name=spec.name,
@@ -145,7 +157,8 @@ def _noise(preprocess: Preprocess, seed: int) -> list[NDArray[np.float32]]:
     mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (preprocess.mean, preprocess.std))
     shape = (len(preprocess.mean), *preprocess.crop)
     return [
-        ((rng.integers(0, 256, shape).astype(np.float32) * np.float32(preprocess.scale) - mean) / std) for _ in range(NOISE_SAMPLES)
+        ((rng.integers(0, 256, shape).astype(np.float32) * np.float32(preprocess.scale) - mean) / std)
+        for _ in range(NOISE_SAMPLES)
     ]
 
 
@@ -168,7 +181,11 @@ def _golden_of(artifact: Artifact, images: Path) -> Golden:
     loaded = reference_of(artifact)
     if loaded.preprocess is None:
         raise BadInput(f"{artifact.path} takes no images", "Leave --images out: its golden vectors are used.")
-    photos = [read_image(images)] if images.is_file() and images.suffix not in (".npz", ".tar") else [i.pixels for i in open_images(images)]
+    photos = (
+        [read_image(images)]
+        if images.is_file() and images.suffix not in (".npz", ".tar")
+        else [i.pixels for i in open_images(images)]
+    )
     batches = _batches([apply(loaded.preprocess, photo) for photo in photos], loaded.inputs[0].shape[0])
     samples: list[Arrays] = [[batch] for batch in batches]
     golden = samples, [reference(loaded, sample) for sample in samples]

@@ -55,11 +55,15 @@ def main() -> None:
     except EdgekitError as error:
         code = _fail(str(error), error.exit_code, debug)
     except typer.TyperException as error:
-        code = _fail(error.format_message() + "\n  See `edgekit --help` or `edgekit COMMAND --help`.", error.exit_code, debug)
+        code = _fail(
+            error.format_message() + "\n  See `edgekit --help` or `edgekit COMMAND --help`.", error.exit_code, debug
+        )
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted; nothing was left behind", 130, debug)
     except Exception as error:  # the last resort: a defect of edgekit, said in one line
-        code = _fail(f"unexpected {type(error).__name__}: {error}\n  This is a defect of edgekit. --debug shows where.", 1, debug)
+        code = _fail(
+            f"unexpected {type(error).__name__}: {error}\n  This is a defect of edgekit. --debug shows where.", 1, debug
+        )
     sys.exit(code)
 
 

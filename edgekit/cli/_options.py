@@ -15,7 +15,9 @@ def parse_shape(text: str) -> Shape:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise BadInput(f"--input-shape {text!r} is not a shape", "Type positive numbers, e.g. --input-shape 1,3,224,224")
+        raise BadInput(
+            f"--input-shape {text!r} is not a shape", "Type positive numbers, e.g. --input-shape 1,3,224,224"
+        )
     return shape
 
 

@@ -25,7 +25,9 @@ def parity_line(v: Verification) -> str:
     """Max error, SQNR and top-1 agreement against the reference."""
     top1 = "" if v.top1_agreement is None else f" · top-1 {v.top1_agreement:.0%}"
     floor = f"floor {v.min_sqnr_db:g}"
-    return f"max error {v.max_abs_error:.2g} · SQNR {v.sqnr_db:.1f} dB ({floor}){top1} · {v.samples} inputs · {v.runtime}"
+    return (
+        f"max error {v.max_abs_error:.2g} · SQNR {v.sqnr_db:.1f} dB ({floor}){top1} · {v.samples} inputs · {v.runtime}"
+    )
 
 
 def delegation_lines(d: Delegation) -> list[str]:

@@ -49,7 +49,13 @@ class Terminal:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         # `redirect_*` would make rich print what the libraries write.
         with Progress(
             *columns, console=Console(file=self.err), transient=True, redirect_stdout=False, redirect_stderr=False

@@ -7,8 +7,12 @@ from edgekit.cli._options import JSON
 
 def evaluate(
     context: typer.Context,
-    subject: str = typer.Argument(..., metavar="ARTIFACT|MODEL", help="An artifact's folder, or a model as `export -m` takes it."),
-    data: str = typer.Option(..., "--data", help="Labelled photos: a folder with one folder a class, a .npz, or a .tar."),
+    subject: str = typer.Argument(
+        ..., metavar="ARTIFACT|MODEL", help="An artifact's folder, or a model as `export -m` takes it."
+    ),
+    data: str = typer.Option(
+        ..., "--data", help="Labelled photos: a folder with one folder a class, a .npz, or a .tar."
+    ),
     weights: str = typer.Option(None, "-w", "--weights", help="Weights, for a model of the zoo."),
     limit: int = typer.Option(None, "--limit", help="Use the first N images."),
     as_json: bool = JSON,

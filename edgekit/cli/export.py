@@ -9,8 +9,12 @@ from edgekit.cli._options import JSON
 
 def export(
     context: typer.Context,
-    model: str = typer.Option(..., "-m", "--model", help="Zoo name, file.py:callable, package.module:callable or file.pt2."),
-    target: str = typer.Option("all", "-t", "--target", "--format", help="coreml, executorch, tflite, onnx, a comma-separated list, or all."),
+    model: str = typer.Option(
+        ..., "-m", "--model", help="Zoo name, file.py:callable, package.module:callable or file.pt2."
+    ),
+    target: str = typer.Option(
+        "all", "-t", "--target", "--format", help="coreml, executorch, tflite, onnx, a comma-separated list, or all."
+    ),
     precision: str = typer.Option("fp32", "-p", "--precision", help="fp32 or fp16."),
     weights: str = typer.Option(None, "-w", "--weights", help="A .safetensors or .pth file with the model's weights."),
     num_classes: int = typer.Option(None, "--num-classes", min=1, help="Size of the classifier."),
@@ -21,7 +25,9 @@ def export(
     mean: str = typer.Option(None, "--mean", help="Of pixels / 255, by channel: 0.485,0.456,0.406."),
     std: str = typer.Option(None, "--std", help="Of pixels / 255, by channel: 0.229,0.224,0.225."),
     seed: int = typer.Option(0, "--seed", help="For weights where none are given, and for test inputs."),
-    verify: bool = typer.Option(True, "--verify/--no-verify", help="Prove that the artifact computes what the model computes."),
+    verify: bool = typer.Option(
+        True, "--verify/--no-verify", help="Prove that the artifact computes what the model computes."
+    ),
     min_sqnr: float = typer.Option(None, "--min-sqnr", help="Floor of the proof in dB (60 for fp32, 35 for fp16)."),
     out: Path = typer.Option(Path("artifacts"), "-o", "--out", help="The folder that gets one folder an artifact."),  # noqa: B008
     force: bool = typer.Option(False, "--force", help="Replace an artifact that is there already."),

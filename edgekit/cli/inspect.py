@@ -25,7 +25,9 @@ def inspect(
         if as_json:
             screen.json({**manifest_json(manifest), "path": artifact, "ops": [asdict(o) for o in result.ops]})
             return
-        screen.print(f"{manifest.name} for {manifest.target} in {manifest.precision}, {size(result.artifact.size_bytes)}")
+        screen.print(
+            f"{manifest.name} for {manifest.target} in {manifest.precision}, {size(result.artifact.size_bytes)}"
+        )
         screen.print("\n".join([*shapes(manifest), *delegation_lines(manifest.delegation)]))
         screen.print(f"ops in the file ({sum(o.count for o in result.ops)})")
         for o in result.ops:

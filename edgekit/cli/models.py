@@ -28,11 +28,19 @@ def models(
                 return
             screen.print(f"{'name':<24}{'params':>10}{'MACs':>11}  input")
             for spec in ZOO.values():
-                screen.print(f"{spec.name:<24}{count(spec.params):>10}{count(spec.macs):>11}  {'x'.join(map(str, spec.input))}")
+                screen.print(
+                    f"{spec.name:<24}{count(spec.params):>10}{count(spec.macs):>11}  {'x'.join(map(str, spec.input))}"
+                )
             screen.print("\nNext: edgekit models NAME, or edgekit export -m NAME -t all")
         elif as_json:
             screen.json(card(ZOO[name]))
         else:
             for key, value in card(ZOO[name]).items():
-                shown = f"{value:,}" if isinstance(value, int) else ", ".join(map(str, value)) if isinstance(value, tuple) else value
+                shown = (
+                    f"{value:,}"
+                    if isinstance(value, int)
+                    else ", ".join(map(str, value))
+                    if isinstance(value, tuple)
+                    else value
+                )
                 screen.print(f"{key:<9}{shown}")

@@ -8,7 +8,9 @@ from edgekit.cli._options import JSON
 def verify(
     context: typer.Context,
     artifact: str = typer.Argument(..., help="The artifact's folder."),
-    images: str = typer.Option(None, "--images", help="Photos to compare on: an image, a folder, .npz or .tar; else its golden vectors."),
+    images: str = typer.Option(
+        None, "--images", help="Photos to compare on: an image, a folder, .npz or .tar; else its golden vectors."
+    ),
     min_sqnr: float = typer.Option(None, "--min-sqnr", help="Floor in dB (60 for fp32, 35 for fp16)."),
     as_json: bool = JSON,
 ) -> None:
@@ -28,4 +30,6 @@ def verify(
         else:
             screen.print(f"{'passed' if result.passed else 'FAILED'}  {parity_line(result)}")
         if not result.passed:
-            raise GateFailed(f"{artifact} does not compute what the float model computes:\n  " + "\n  ".join(result.failures))
+            raise GateFailed(
+                f"{artifact} does not compute what the float model computes:\n  " + "\n  ".join(result.failures)
+            )

@@ -68,7 +68,9 @@ def read_image(source: Path | bytes, name: str = "") -> Pillow.Image:
                 image.load()
                 return image.copy()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise BadInput(f"{name or source} is not an image that can be read ({error})", "Give a .jpg or .png photo.") from error
+        raise BadInput(
+            f"{name or source} is not an image that can be read ({error})", "Give a .jpg or .png photo."
+        ) from error
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise BadInput(f"{name or source} is too large to be a photo ({error})", "Scale it down first.") from error
 

@@ -17,7 +17,14 @@ from edgekit.types import Delegation, OpCount, TensorSpec
 Arrays = list[NDArray[Any]]
 Runner = Callable[[Sequence[NDArray[Any]]], Arrays]
 
-PRECISIONS: Mapping[str, str] = {"fp32": "fp32", "float32": "fp32", "float": "fp32", "fp16": "fp16", "float16": "fp16", "half": "fp16"}
+PRECISIONS: Mapping[str, str] = {
+    "fp32": "fp32",
+    "float32": "fp32",
+    "float": "fp32",
+    "fp16": "fp16",
+    "float16": "fp16",
+    "half": "fp16",
+}
 
 
 def precision_name(asked: str) -> str:
@@ -50,7 +57,10 @@ class Target(ABC):
         """Raises `Unsupported` with what is possible, before any slow work."""
         if precision not in self.precisions:
             possible = ", ".join(self.precisions)
-            raise Unsupported(f"{self.name} has no precision {precision!r}", f"It has {possible}: --precision {next(iter(self.precisions))}")
+            raise Unsupported(
+                f"{self.name} has no precision {precision!r}",
+                f"It has {possible}: --precision {next(iter(self.precisions))}",
+            )
 
     def require(self) -> None:
         """Import what this target needs; raises `MissingDependency` with the pip line."""
@@ -77,7 +87,9 @@ class Target(ABC):
         """Write the model file at `path`; raises `LoweringFailed` with the op and its source line."""
 
     @abstractmethod
-    def runner(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0) -> Runner:
+    def runner(
+        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0
+    ) -> Runner:
         """The model file run by its real runtime on this host; arrays in the order of the specs. `threads` 0: its default."""
 
     @abstractmethod
@@ -90,7 +102,9 @@ def need(module: str, target: Target) -> ModuleType:
     try:
         return importlib.import_module(module)
     except Exception as error:  # a broken installation fails in many ways, all with the same remedy
-        raise MissingDependency(module, f"target {target.name}", target.extra, str(error).splitlines()[0] if str(error) else "") from error
+        raise MissingDependency(
+            module, f"target {target.name}", target.extra, str(error).splitlines()[0] if str(error) else ""
+        ) from error
 
 
 def _installed(package: str) -> bool:

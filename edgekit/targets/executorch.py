@@ -76,9 +76,13 @@ class Executorch(Target):
                     "Write it with other torch ops, or export to a target that has it.",
                 )
 
-    def runner(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0) -> Runner:
+    def runner(
+        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0
+    ) -> Runner:
         runtime = need("executorch.runtime", self)
-        method = runtime.Runtime.get().load_program(path, verification=runtime.Verification.Minimal).load_method("forward")
+        method = (
+            runtime.Runtime.get().load_program(path, verification=runtime.Verification.Minimal).load_method("forward")
+        )
         if method is None:
             raise RuntimeError("the program has no method `forward`")
 
@@ -177,4 +181,6 @@ def _failure(program: ExportedProgram, error: BaseException) -> LoweringFailed:
                 f"executorch cannot lower {op_name(node)}" + (f"\n  at {where}" if where else ""),
                 "Write it with other torch ops, or export to a target that has it.",
             )
-    return LoweringFailed(f"executorch cannot lower the graph: {text.splitlines()[-1][:300]}", "Run again with --debug for all it says.")
+    return LoweringFailed(
+        f"executorch cannot lower the graph: {text.splitlines()[-1][:300]}", "Run again with --debug for all it says."
+    )

@@ -65,7 +65,9 @@ class Onnx(Target):
         path.write_bytes(model.SerializeToString(deterministic=True))
         return Delegation(backend="ONNX Runtime CPU", delegated=len(model.graph.node))
 
-    def runner(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0) -> Runner:
+    def runner(
+        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0
+    ) -> Runner:
         ort = need("onnxruntime", self)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -100,7 +102,10 @@ def _failure(program: ExportedProgram, error: BaseException) -> LoweringFailed:
         text, cause = f"{text}\n{cause}", cause.__cause__
     found = re.search(r"No ONNX function found for (?:<OpOverload\(op=')?([\w.:]+)", text)
     if found is None:
-        return LoweringFailed(f"torch.onnx cannot lower the graph: {text.splitlines()[-1][:300]}", "Run again with --debug for all it says.")
+        return LoweringFailed(
+            f"torch.onnx cannot lower the graph: {text.splitlines()[-1][:300]}",
+            "Run again with --debug for all it says.",
+        )
     nodes = nodes_named(program, found[1].split(".default")[0])
     where = sources(nodes)
     return LoweringFailed(

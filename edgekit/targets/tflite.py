@@ -55,7 +55,8 @@ class Tflite(Target):
 
     def io(self, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         return tuple(
-            replace(s, shape=(s.shape[0], *s.shape[2:], s.shape[1]), layout="NHWC") if s.layout == "NCHW" else s for s in inputs
+            replace(s, shape=(s.shape[0], *s.shape[2:], s.shape[1]), layout="NHWC") if s.layout == "NCHW" else s
+            for s in inputs
         )
 
     @property
@@ -74,7 +75,8 @@ class Tflite(Target):
         program = rewrite(program, self.name)
         images = tuple(s.layout == "NHWC" for s in inputs)
         samples = tuple(
-            x.permute(0, 2, 3, 1).contiguous() if image else x for x, image in zip(sample_inputs(program), images, strict=True)
+            x.permute(0, 2, 3, 1).contiguous() if image else x
+            for x, image in zip(sample_inputs(program), images, strict=True)
         )
         try:
             litert_torch.convert(_ChannelsLast(program.module(), images), samples).export(str(path))
@@ -91,7 +93,9 @@ class Tflite(Target):
             ) from error
         return self._delegation(path)
 
-    def runner(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0) -> Runner:
+    def runner(
+        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0
+    ) -> Runner:
         interpreter = _interpreter(self, path, threads)
         interpreter.allocate_tensors()
         signature = interpreter.get_signature_runner()
@@ -121,7 +125,11 @@ class Tflite(Target):
             delegated=sum(inside for _, inside in _ops(interpreter)),
             partitions=partitions,
             fallback=tuple(
-                FallbackOp(op=op, count=n, reason=f"LiteRT's XNNPACK delegate does not take this {op}; its built-in kernel runs it")
+                FallbackOp(
+                    op=op,
+                    count=n,
+                    reason=f"LiteRT's XNNPACK delegate does not take this {op}; its built-in kernel runs it",
+                )
                 for op, n in outside.most_common()
             ),
         )
@@ -180,9 +188,14 @@ def _halve_weights(target: Target, path: Path) -> None:
 
 def _failure(program: ExportedProgram, error: BaseException) -> LoweringFailed:
     text = str(error)
-    found = re.search(r"(?:[Ll]owering (?:is )?not (?:found|implemented)[^:]*:|No lowering found for|lowering for) *([\w.:]+)", text)
+    found = re.search(
+        r"(?:[Ll]owering (?:is )?not (?:found|implemented)[^:]*:|No lowering found for|lowering for) *([\w.:]+)", text
+    )
     if found is None:
-        return LoweringFailed(f"litert-torch cannot lower the graph: {(text.strip().splitlines() or ['?'])[-1][:300]}", "Run again with --debug for all it says.")
+        return LoweringFailed(
+            f"litert-torch cannot lower the graph: {(text.strip().splitlines() or ['?'])[-1][:300]}",
+            "Run again with --debug for all it says.",
+        )
     where = sources(nodes_named(program, found[1].removesuffix(".default")))
     return LoweringFailed(
         f"tflite has no op for {found[1]}" + (f"\n  at {where}" if where else ""),

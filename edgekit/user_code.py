@@ -1,0 +1,75 @@
+"""`file.py:callable` and `package.module:callable`: the user's own Python, run and asked for a module."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from edgekit.errors import BadInput, UnknownName
+
+
+def call(reference: str, num_classes: int | None, seed: int) -> nn.Module:
+    """The module that `place:attribute` returns, is, or constructs, under a seeded generator.
+
+    `num_classes` is passed on if given. Raises `BadInput` or `UnknownName`, with the user's own line.
+    """
+    place, _, attribute = reference.rpartition(":")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        found = _find(place, attribute)
+        if callable(found) and not isinstance(found, nn.Module):
+            found = _call(found, reference, num_classes)
+    if not isinstance(found, nn.Module):
+        raise BadInput(f"{reference} gave a {type(found).__name__}, not an nn.Module", "Return the model from it.")
+    return found
+
+
+def _find(place: str, attribute: str) -> object:
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except BadInput:
+        raise
+    except Exception as error:  # the user's own code runs here and may raise anything
+        raise BadInput(f"importing {place} failed: {type(error).__name__}: {error}", _last_line(error)) from error
+    if not hasattr(module, attribute):
+        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        raise UnknownName(f"callable in {place}", attribute, names)
+    return getattr(module, attribute)
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise BadInput(f"there is no file {path}", "Check the path before the colon in -m.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # the file may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _call(function: Callable[..., object], reference: str, num_classes: int | None) -> object:
+    arguments = {}
+    if num_classes is not None:
+        if "num_classes" not in inspect.signature(function).parameters:
+            raise BadInput(f"{reference} takes no num_classes", "Leave --num-classes out, or give it that parameter.")
+        arguments["num_classes"] = num_classes
+    try:
+        return function(**arguments)
+    except Exception as error:  # the user's own code
+        raise BadInput(f"{reference} failed: {type(error).__name__}: {error}", _last_line(error)) from error
+
+
+def _last_line(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"at {frame.filename}:{frame.lineno}: {frame.line}"

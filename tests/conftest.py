@@ -1,0 +1,116 @@
+"""Fixtures: the shared data, a tiny real model, and the command line run in this process."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edgekit.cli import main
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with photos, weights and golden vectors; CI sets EDGEKIT_REQUIRE_SHARED where it must be there."""
+    if not SHARED.is_dir():
+        reason = f"no shared data at {SHARED}; EDGEKIT_SHARED names another place"
+        if os.environ.get("EDGEKIT_REQUIRE_SHARED"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return SHARED
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
+    """`cli("export", "-m", …)` as typed in a shell: exit code, stdout and stderr."""
+
+    def run(*arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", ["edgekit", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capfd.readouterr()
+        return Result(int(stopped.value.code or 0), captured.out, captured.err)
+
+    yield run
+
+
+TINY = '''
+import torch
+from torch import nn
+
+
+class Attention(nn.Module):
+    def __init__(self, dim, heads=2):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        b, n, c = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.proj(y.transpose(1, 2).reshape(b, n, c))
+
+
+class Net(nn.Module):
+    """Conv, batch norm, attention, LayerNorm, GELU and residuals: nothing of the zoo."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 4, stride=4), nn.BatchNorm2d(16), nn.GELU())
+        self.mix = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16), nn.Hardswish())
+        self.attention = Attention(16)
+        self.mlp = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.mix(x)
+        x = self.attention(x.flatten(2).transpose(1, 2))
+        x = x + self.mlp(x)
+        return self.head(x.mean(1))
+
+
+def net(num_classes=10):
+    model = Net(num_classes)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_()
+            m.running_var.uniform_(0.5, 1.5)
+    return model
+'''
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`file.py:net`, a model that edgekit has never seen, as a user would name it."""
+    path = tmp_path_factory.mktemp("user") / "unseen.py"
+    path.write_text(TINY, encoding="utf-8")
+    return f"{path}:net"
+
+
+@pytest.fixture(scope="session")
+def photo() -> Path:
+    """A real photo that scikit-learn ships."""
+    import sklearn
+
+    return Path(sklearn.__file__).parent / "datasets" / "images" / "flower.jpg"
