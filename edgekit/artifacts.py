@@ -4,9 +4,10 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,7 @@ from edgekit.types import Artifact, FileRecord, Manifest
 MANIFEST = "edgekit.json"
 LABELS = "labels.txt"
 GOLDEN = "golden.safetensors"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 Golden = tuple[list[list[NDArray[np.generic]]], list[list[NDArray[np.generic]]]]
 """Inputs and outputs: for each sample, one array for each input (output) of the model."""
@@ -31,26 +33,48 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
 
     An existing `destination` is replaced; whether it may be is the caller's decision.
     """
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-    except OSError as error:
-        raise BadInput(
-            f"cannot write to {destination.parent}: {error.strerror}", "Give another folder with -o."
-        ) from error
+    made = [p for p in (destination.parent, *destination.parent.parents) if not p.exists()]
+    temporary = destination.parent / f".{destination.name}.{secrets.token_hex(4)}"
     try:
         with disk_errors(destination.parent):
-            temporary.chmod(0o755)  # mkdtemp makes it private
+            try:
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                temporary.mkdir()
+            except OSError as error:
+                if error.errno in NO_SPACE:
+                    raise
+                raise BadInput(
+                    f"cannot write to {destination.parent}: {error.strerror}", "Give another folder with -o."
+                ) from error
             yield temporary
-            if destination.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
-                os.rename(destination, old / "artifact")
-                os.rename(temporary, destination)
-                shutil.rmtree(old)
-            else:
-                os.rename(temporary, destination)
+            _replace(temporary, destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _replace(temporary: Path, destination: Path) -> None:
+    """Give `temporary` the name of `destination`; what had it before is removed, or put back if that fails."""
+    if not destination.exists():
+        os.rename(temporary, destination)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
+    try:
+        os.rename(destination, old / "artifact")
+        os.rename(temporary, destination)
+    finally:
+        if not destination.exists():
+            os.rename(old / "artifact", destination)
+        shutil.rmtree(old)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove the folders that were made for a destination that was never written, innermost first."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 @contextmanager
@@ -61,7 +85,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:
-            full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = isinstance(cause, OSError) and cause.errno in NO_SPACE
             if full or "No space left on device" in str(cause):
                 raise EnvironmentProblem(
                     f"no space left on the disk of {folder.resolve()}; nothing was written",
@@ -119,11 +143,15 @@ def load_artifact(path: str | Path) -> Artifact:
         manifest = cattrs.Converter().structure(values, Manifest)
     except (ValueError, AttributeError, OSError, cattrs.BaseValidationError) as error:
         raise ArtifactDamaged(f"{manifest_path} cannot be read as a manifest", "Export the artifact again.") from error
-    _check_files(folder, manifest.files)
+    _check_files(folder, manifest)
     return Artifact(path=folder, manifest=manifest)
 
 
-def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    files = manifest.files
+    for name in filter(None, (GOLDEN, manifest.labels)):
+        if name not in files:
+            raise ArtifactDamaged(f"the manifest of {folder} lists no file {name}", "Export the artifact again.")
     if not any(name.startswith("model.") for name in files):
         raise ArtifactDamaged(f"the manifest of {folder} names no model file", "Export the artifact again.")
     for name, record in files.items():
@@ -149,18 +177,18 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
 
 def write_golden(folder: Path, golden: Golden) -> None:
     """Write `golden.safetensors`: `input.N` and `output.N` for sample N (`input.N.M` where there are several inputs)."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays: dict[str, NDArray[np.generic]] = {}
     for kind, samples in zip(("input", "output"), golden, strict=True):
         for n, sample in enumerate(samples):
             for m, array in enumerate(sample):
-                arrays[f"{kind}.{n}" if len(sample) == 1 else f"{kind}.{n}.{m}"] = np.ascontiguousarray(array)
-    save_file(arrays, folder / GOLDEN)
+                arrays[_golden_key(kind, n, m, len(sample))] = np.ascontiguousarray(array)
+    (folder / GOLDEN).write_bytes(save(arrays))  # `save_file` would make it private
 
 
 def read_golden(artifact: Artifact) -> Golden:
-    """The golden vectors of an artifact, in the layout that its model takes."""
+    """The golden vectors of an artifact, in the layout that its model takes; raises `ArtifactDamaged`."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -170,14 +198,28 @@ def read_golden(artifact: Artifact) -> Golden:
         raise ArtifactDamaged(
             f"{artifact.path / GOLDEN} cannot be read: {error}", "Export the artifact again."
         ) from error
-    sides: dict[str, dict[int, dict[int, NDArray[np.generic]]]] = {"input": {}, "output": {}}
-    for key, array in arrays.items():
-        kind, n, *rest = key.split(".")
-        sides[kind].setdefault(int(n), {})[int(rest[0]) if rest else 0] = array
-    inputs, outputs = (
-        [[sample[m] for m in sorted(sample)] for _, sample in sorted(side.items())] for side in sides.values()
+    inputs, outputs = artifact.manifest.inputs, artifact.manifest.outputs
+    samples = len(arrays) // (len(inputs) + len(outputs))
+    expected = {
+        _golden_key(kind, n, m, len(specs)): spec
+        for kind, specs in (("input", inputs), ("output", outputs))
+        for n in range(samples)
+        for m, spec in enumerate(specs)
+    }
+    found = {key: (array.shape, str(array.dtype)) for key, array in arrays.items()}
+    if not samples or found != {key: (spec.shape, spec.dtype) for key, spec in expected.items()}:
+        raise ArtifactDamaged(
+            f"{artifact.path / GOLDEN} does not hold inputs and outputs of the shapes in the manifest",
+            "Export the artifact again.",
+        )
+    return (
+        [[arrays[_golden_key("input", n, m, len(inputs))] for m in range(len(inputs))] for n in range(samples)],
+        [[arrays[_golden_key("output", n, m, len(outputs))] for m in range(len(outputs))] for n in range(samples)],
     )
-    return inputs, outputs
+
+
+def _golden_key(kind: str, sample: int, number: int, of: int) -> str:
+    return f"{kind}.{sample}" if of == 1 else f"{kind}.{sample}.{number}"
 
 
 def read_labels(artifact: Artifact) -> tuple[str, ...]:

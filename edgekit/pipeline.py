@@ -27,7 +27,8 @@ from edgekit.errors import (
 from edgekit.loading import Loaded, load
 from edgekit.targets import TARGETS, Target, precision_name
 from edgekit.types import Artifact, Delegation, Manifest, ModelRequest, Shape, Step, TensorSpec
-from edgekit.verification import MIN_SQNR_DB, compare, golden_of, in_artifact_layout
+from edgekit.verification import golden_of, in_artifact_layout
+from edgekit.verification import verify as check
 
 
 def export(
@@ -131,16 +132,15 @@ def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Ar
         manifest = _manifest(loaded, target, job, folder, inputs, outputs, delegation)
         write_manifest(folder, manifest)
         if job.verify:
-            manifest = _verified(folder, manifest, golden, job)
+            manifest = _verified(folder, manifest, job)
             write_manifest(folder, manifest)
         if destination.exists() and not job.force and not same_files(folder, destination):
             raise _exists(destination)
     return Artifact(path=destination, manifest=manifest, seconds=time.perf_counter() - start)
 
 
-def _verified(folder: Path, manifest: Manifest, golden: Golden, job: _Job) -> Manifest:
-    floor = MIN_SQNR_DB[job.precision] if job.min_sqnr is None else job.min_sqnr
-    verification = compare(load_artifact(folder), golden, floor)
+def _verified(folder: Path, manifest: Manifest, job: _Job) -> Manifest:
+    verification = check(folder, min_sqnr=job.min_sqnr)
     if not verification.passed:
         raise GateFailed(
             f"{manifest.name} for {manifest.target} in {manifest.precision} does not compute what the float model computes:\n  "

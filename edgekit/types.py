@@ -34,6 +34,15 @@ class Preprocess:
     scale: float = 1 / 255
     channel_order: str = "RGB"
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for what no photo can be prepared by: a manifest may say anything."""
+        if len(self.crop) != 2 or min(self.resize, *self.crop) < 1:
+            raise ValueError(f"crop {self.crop} and resize {self.resize} are not sizes of an image")
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std) or not all(self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std} do not fit an image")
+        if self.channel_order not in ("RGB", "BGR"):
+            raise ValueError(f"channel order {self.channel_order!r} is neither RGB nor BGR")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgekit.artifacts import Golden, load_artifact, read_golden
 from edgekit.data import apply, open_images, read_image, sample_photos
-from edgekit.errors import ArtifactDamaged, BadInput
+from edgekit.errors import ArtifactDamaged, BadInput, EdgekitError
 from edgekit.loading import Loaded, load, sha256
 from edgekit.targets import TARGETS
 from edgekit.types import Artifact, OutputError, Preprocess, TensorSpec, Verification
@@ -23,6 +23,8 @@ MIN_SQNR_DB = {"fp32": 60.0, "fp16": 35.0}
 """The floors of the gate: float32 differs only by the order of sums, float16 by 11 bits of mantissa."""
 CEILING_DB = 200.0
 NOISE_SAMPLES = 2
+SAME_PHOTO_DB = 40.0
+"""Two versions of Pillow may differ by a grey level here and there; a mean or std that is 1 % off is below this."""
 
 
 def verify(
@@ -34,9 +36,44 @@ def verify(
     """
     if not isinstance(artifact, Artifact):
         artifact = load_artifact(artifact)
-    golden = read_golden(artifact) if images is None else _golden_of(artifact, Path(images))
-    floor = MIN_SQNR_DB[artifact.manifest.precision] if min_sqnr is None else min_sqnr
-    return compare(artifact, golden, floor)
+    stored = read_golden(artifact)
+    golden = stored if images is None else _golden_of(artifact, Path(images))
+    result = compare(artifact, golden, _floor(artifact) if min_sqnr is None else min_sqnr)
+    wrong = preprocess_failures(artifact, stored)
+    return replace(result, passed=result.passed and not wrong, failures=(*wrong, *result.failures))
+
+
+def _floor(artifact: Artifact) -> float:
+    precision = artifact.manifest.precision
+    if precision not in MIN_SQNR_DB:
+        raise ArtifactDamaged(f"{artifact.path} is of an unknown precision {precision!r}", "Export the artifact again.")
+    return MIN_SQNR_DB[precision]
+
+
+def preprocess_failures(artifact: Artifact, golden: Golden) -> tuple[str, ...]:
+    """What is wrong with the manifest's `preprocess`: by it the sample photos must become the golden inputs.
+
+    The golden outputs prove the model file only: a manifest with another mean would still send it wrong photos.
+    """
+    preprocess, spec = artifact.manifest.preprocess, artifact.manifest.inputs[0]
+    if (preprocess is None) != (spec.layout == ""):
+        return (f"preprocess: the manifest has {'none' if preprocess is None else 'one'} for input {spec.name}",)
+    if preprocess is None:
+        return ()
+    photos = sample_photos()
+    if len(golden[0]) < len(photos):
+        return (f"golden inputs: {len(golden[0])}, and the {len(photos)} sample photos are not all among them",)
+    made = [to_layout(apply(preprocess, photo)[None], spec) for photo in photos]
+    stored = [sample[0][:1] for sample in golden[0][: len(photos)]]
+    if any(s.shape != m.shape for s, m in zip(stored, made, strict=True)):
+        return (f"preprocess: it makes images of {made[0].shape[1:]}, golden inputs are {stored[0].shape[1:]}",)
+    worst = min(sqnr_db(s, m) for s, m in zip(stored, made, strict=True))
+    if worst >= SAME_PHOTO_DB:
+        return ()
+    return (
+        f"preprocess: the sample photos prepared by the manifest are {worst:.1f} dB from the golden inputs, "
+        f"below {SAME_PHOTO_DB:g} dB: its resize, crop, mean, std, scale or channel order is not what was exported",
+    )
 
 
 def compare(artifact: Artifact, golden: Golden, min_sqnr_db: float) -> Verification:
@@ -48,11 +85,18 @@ def compare(artifact: Artifact, golden: Golden, min_sqnr_db: float) -> Verificat
     try:
         run = target.runner(artifact.model_path, manifest.inputs, manifest.outputs)
         actual = [run(sample) for sample in inputs]
-    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+    except EdgekitError:
+        raise
+    except Exception as error:  # each runtime raises its own types for a model file that it cannot read or run
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtifactDamaged(
             f"{target.title} cannot run {artifact.model_path}: {reason}", "Export the artifact again."
         ) from error
+    if any(len(a) != len(manifest.outputs) for a in actual):
+        raise ArtifactDamaged(
+            f"{artifact.model_path} has {len(actual[0])} outputs, its manifest {len(manifest.outputs)}",
+            "Export the artifact again.",
+        )
     outputs = tuple(
         _measure(spec, [r[i] for r in references], [a[i] for a in actual]) for i, spec in enumerate(manifest.outputs)
     )
@@ -74,7 +118,7 @@ def compare(artifact: Artifact, golden: Golden, min_sqnr_db: float) -> Verificat
 
 def _failures(output: OutputError, floor: float) -> list[str]:
     found = []
-    if output.sqnr_db < floor:
+    if not output.sqnr_db >= floor:
         found.append(
             f"output {output.name}: SQNR {output.sqnr_db:.1f} dB is below {floor:g} dB (max error {output.max_abs_error:.3g})"
         )
@@ -108,9 +152,9 @@ def _measure(spec: TensorSpec, references: Sequence[NDArray[Any]], actual: Seque
 
 
 def sqnr_db(reference: NDArray[Any], actual: NDArray[Any]) -> float:
-    """10 log10(sum r² / sum (r - a)²), clipped to ±200 dB; 200 where equal, -200 where `actual` is not finite."""
+    """10 log10(sum r² / sum (r - a)²), clipped to ±200 dB; 200 where equal, -200 where either is not finite."""
     r, a = reference.astype(np.float64), actual.astype(np.float64)
-    if not np.isfinite(a).all():
+    if not (np.isfinite(r).all() and np.isfinite(a).all()):
         return -CEILING_DB
     noise, signal = float(((r - a) ** 2).sum()), float((r**2).sum())
     if noise == 0:

@@ -120,7 +120,7 @@ GROUPS: dict[str, tuple[tuple[int, ...], Callable[[], list[Function]]]] = {
         *(partial(F.pad, pad=(1, 2, 3, 0), mode=mode) for mode in ("constant", "reflect", "replicate", "circular")),
         lambda x: x[:, :1].expand(1, 8, 12, 12) * x, lambda x: x.repeat(1, 2, 1, 1), lambda x: x.tril() + x.triu(1),
         lambda x: x.repeat_interleave(2, 1), lambda x: x.detach().clone() + torch.ops.aten.alias(x),
-        lambda x: x.reshape(1, 8, 3, 4, 3, 4).permute(0, 2, 4, 3, 5, 1).reshape(9, 16, 8), nn.Dropout(),
+        lambda x: x.reshape(1, 8, 3, 4, 3, 4).permute(0, 2, 4, 3, 5, 1).reshape(9, 16, 8),
         lambda x: x[:, :1].squeeze(1).unsqueeze(-1), lambda x: F.fold(F.unfold(x, 2, stride=2), (12, 12), 2, stride=2),
     ]),
     "reduce": (IMAGE, lambda: [
@@ -134,7 +134,7 @@ GROUPS: dict[str, tuple[tuple[int, ...], Callable[[], list[Function]]]] = {
     "elementwise": (IMAGE, lambda: [
         lambda x: x.clamp(-0.5, 0.5), lambda x: x.clamp(min=0.1), lambda x: torch.where(x > 0, x, x * 0.1),
         lambda x: x.masked_fill(x < 0, -3.0), lambda x: x.abs().pow(1.5) + x**2, lambda x: 1.0 / (x.abs() + 1),
-        lambda x: torch.rsqrt(x.abs() + 0.1) + torch.sqrt(x.abs()), lambda x: torch.log(x.exp() + 1) + torch.log1p(x * x),
+        lambda x: torch.rsqrt(x.abs() + 0.1) + torch.sqrt(x.abs()), lambda x: torch.log(x.exp() + 1) + torch.log1p(x**2),
         lambda x: torch.erf(x) + torch.sin(x) + torch.atan(x), lambda x: torch.maximum(x, -x) + torch.minimum(x, x * 2),
         lambda x: ((x > 0) & (x < 1) | ~(x > -1)).float(), lambda x: (x * 4).to(torch.int32).to(torch.float32),
         lambda x: torch.lerp(x, x * 2, 0.3), lambda x: torch.addcmul(x, x, x, value=0.5), lambda x: x.abs().trunc(),
@@ -170,6 +170,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor, np.nd
     return package, x, _packaged(model, x, "fp32", package)[0]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("group", GROUPS)
 def test_evaluator_agrees_with_torch(group: str, precision: str, tmp_path: Path) -> None:
@@ -211,17 +212,16 @@ def test_unknown_op_is_named(small: tuple[Path, Tensor, np.ndarray]) -> None:
         program({"x": x.numpy()})
 
 
-@pytest.mark.parametrize(("old", "new"), [(b"custom", b"cust0m"), (b"EXACT", b"EXAKT"), (b"\x04pad_type", b"\x04pad_tipe")])
+@pytest.mark.parametrize(("old", "new"), [("custom", "cust0m"), ("EXACT", "EXAKT"), ("pad_type", "pad_tipe")])
 def test_unknown_option_or_parameter_is_named(
-    old: bytes, new: bytes, small: tuple[Path, Tensor, np.ndarray], tmp_path: Path
+    old: str, new: str, small: tuple[Path, Tensor, np.ndarray], tmp_path: Path
 ) -> None:
     package, x, _ = small
     broken = shutil.copytree(package, tmp_path / "m.mlpackage")
     model = broken / "Data/com.apple.CoreML/model.mlmodel"
-    old, new = old.replace(b"\x04", b""), new.replace(b"\x04", b"")
-    assert old in model.read_bytes()
-    model.write_bytes(model.read_bytes().replace(old, new))
-    with pytest.raises((mil.UnknownMilOp, ValueError), match=f"{new.decode()}|tipe"):
+    assert old.encode() in model.read_bytes()
+    model.write_bytes(model.read_bytes().replace(old.encode(), new.encode()))
+    with pytest.raises(mil.UnknownMilOp, match=new):
         mil.load(broken)({"x": x.numpy()})
 
 
@@ -248,9 +248,10 @@ def test_corrupt_weights_never_pass(place: float, small: tuple[Path, Tensor, np.
     try:
         got = mil.load(broken)({"x": x.numpy()})["y0"]
     except ValueError as error:
-        assert "damaged" in str(error) or "truncated" in str(error)
+        said = str(error)
     else:
-        assert not _sqnr(wanted, got) > 60
+        said = "damaged" if not _sqnr(wanted, got) > 60 else "equal all the same"
+    assert "damaged" in said or "truncated" in said
 
 
 @pytest.mark.parametrize("file", ["Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"])
@@ -284,23 +285,25 @@ from pathlib import Path
 from torch import nn
 from edgekit.targets import coreml
 torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Hardswish(), nn.Conv2d(8, 8, 3, groups=8), nn.GELU("tanh"),
-                      nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 5)).eval()
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Hardswish(), nn.Conv2d(8, 8, 3, groups=8),
+                      nn.GELU("tanh"), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 5)).eval()
 program = torch.export.export(model, (torch.randn(1, 3, 12, 12),))
 coreml.convert(program, "fp16", Path(sys.argv[1]), ["image"], ["logits"])
 """
 
 
 def test_same_bytes_in_every_process_and_quietly(tmp_path: Path) -> None:
-    digests = []
-    for seed in ("1", "2"):
-        package = tmp_path / seed / "m.mlpackage"
+    digests, packages = [], [tmp_path / seed / "m.mlpackage" for seed in ("1", "2")]
+    running = []
+    for package in packages:
         package.parent.mkdir()
-        done = subprocess.run(
-            [sys.executable, "-c", _CONVERT, str(package)], env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1],
-        )  # fmt: skip
-        assert done.stdout + done.stderr == ""
+        running.append(subprocess.Popen(
+            [sys.executable, "-c", _CONVERT, str(package)], env={**os.environ, "PYTHONHASHSEED": package.parent.name},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[1],
+        ))  # fmt: skip
+    for package, process in zip(packages, running, strict=True):
+        assert process.communicate()[0] == ""
+        assert process.returncode == 0
         files = sorted(p for p in package.rglob("*") if p.is_file())
         digests.append([(str(p.relative_to(package)), hashlib.sha256(p.read_bytes()).hexdigest()) for p in files])
         assert list(package.parent.iterdir()) == [package]
@@ -330,31 +333,36 @@ def test_weights_of_the_program_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_converted_is_named_with_its_line(tmp_path: Path) -> None:
-    def distances(x: Tensor) -> Tensor:
-        return torch.cdist(x[0], x[0])
+    class Distances(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cdist(x[0], x[0])
 
-    def overlap(x: Tensor) -> Tensor:
-        return F.fold(F.unfold(x, 3, padding=1), (12, 12), 3, padding=1)
+    class Overlap(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.fold(F.unfold(x, 3, padding=1), (12, 12), 3, padding=1)
 
-    for function, op, line in ((distances, "cdist", "torch.cdist(x[0], x[0])"), (overlap, "col2im", "F.fold(")):
-        program = torch.export.export(Many(function), (torch.randn(IMAGE),))
+    for model, op, line in ((Distances(), "cdist", "torch.cdist(x[0], x[0])"), (Overlap(), "col2im", "F.fold(")):
+        program = torch.export.export(model, (torch.randn(IMAGE),))
         with pytest.raises(coreml.ConversionFailed) as failure:
             coreml.convert(program, "fp32", tmp_path / "m.mlpackage", ["x"], ["y"])
         assert op in failure.value.operators[0][0]
-        assert "test_mil.py" in failure.value.operators[0][1] and line in failure.value.operators[0][1]
+        assert "test_mil.py" in failure.value.operators[0][1]
+        assert line in failure.value.operators[0][1]
         assert not list(tmp_path.iterdir())
 
 
 def _built(body: Callable[..., object], shape: tuple[int, ...], package: Path, target: str) -> None:
     """Write a package of a hand-made MIL program, for ops that no torch model gives."""
-    import coremltools as ct
-    from coremltools.converters.mil import Builder as mb
+    with coreml._quiet():
+        import coremltools as ct
+        from coremltools.converters.mil import Builder as mb
 
-    made = mb.program(input_specs=[mb.TensorSpec(shape=shape)], opset_version=getattr(ct.target, target))(body)
-    ct.convert(
-        made, minimum_deployment_target=getattr(ct.target, target), skip_model_load=True,
-        compute_precision=ct.precision.FLOAT32, pass_pipeline=ct.PassPipeline.EMPTY,
-    ).save(str(package))  # fmt: skip
+        system = getattr(ct.target, target)
+        ct.convert(
+            mb.program(input_specs=[mb.TensorSpec(shape=shape)], opset_version=system)(body),
+            minimum_deployment_target=system, skip_model_load=True, compute_precision=ct.precision.FLOAT32,
+            pass_pipeline=ct.PassPipeline.EMPTY, package_dir=str(package),
+        )  # fmt: skip
 
 
 def test_compressed_weights_as_coremltools_unpacks_them(tmp_path: Path) -> None:

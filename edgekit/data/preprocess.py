@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from edgekit.errors import UnknownName
 from edgekit.types import Preprocess
 
 _FILTERS: Mapping[str, Image.Resampling] = {
@@ -21,8 +22,10 @@ def apply(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32]:
     """The model's input (C, H, W) for one photo, upright as its camera says.
 
     The shorter side is resized to `resize` (never stretched), the centre `crop` is taken,
-    then (pixel * scale - mean) / std in float32.
+    then (pixel * scale - mean) / std in float32. Raises `UnknownName` for an interpolation that is none.
     """
+    if preprocess.interpolation not in _FILTERS:
+        raise UnknownName("interpolation", preprocess.interpolation, _FILTERS)
     image = ImageOps.exif_transpose(image).convert("L" if len(preprocess.mean) == 1 else "RGB")
     height, width = preprocess.crop
     image = _resize(image, max(preprocess.resize, 1), _FILTERS[preprocess.interpolation])

@@ -12,7 +12,7 @@ from edgekit.errors import UnknownName
 from edgekit.graph._edit import writes
 from edgekit.graph.activations import half_gelu, plain_silu
 from edgekit.graph.layer_norm import layer_norm
-from edgekit.graph.matmul import attention, batched_matmul
+from edgekit.graph.matmul import attention, batched_matmul, transposed_products
 from edgekit.graph.noops import drop_noops
 from edgekit.graph.permutes import merge_permutes
 from edgekit.graph.pools import channel_means, explicit_strides, floor_pools, spatial_maxima, spatial_means
@@ -29,7 +29,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     ),
     "coreml": (drop_noops, explicit_strides, merge_permutes),
     "tflite": (drop_noops, batched_matmul, merge_permutes, merge_reshapes),
-    "onnx": (drop_noops, merge_permutes, merge_reshapes),
+    "onnx": (drop_noops, merge_permutes, transposed_products, merge_reshapes),
 }  # fmt: skip
 
 

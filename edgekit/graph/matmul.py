@@ -7,6 +7,9 @@ an attention block into a delegate for each product. `scaled_dot_product_attenti
 product for the same reason::
 
     SDPA(q, k, v, mask) = softmax((q s) k^T + mask) v     with s = scale, or d^-1/2
+
+Where a runtime's product reads transposed operands for free (ONNX Runtime fuses them), a transposed result is worth
+turning inside out: (A B)^T = B^T A^T.
 """
 
 import math
@@ -15,7 +18,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgekit.graph._edit import Editor, argument, shape, value
+from edgekit.graph._edit import PERMUTES, Editor, argument, permutation, shape, value
 
 _aten = torch.ops.aten
 
@@ -56,6 +59,31 @@ def attention(program: ExportedProgram) -> ExportedProgram:
         weights = editor.call(node, _aten.softmax.int, logits, -1)
         editor.replace(node, _product(editor, node, weights, v))
     return editor.finish()
+
+
+def transposed_products(program: ExportedProgram) -> ExportedProgram:
+    """(A B^T)^T as B A^T: one explicit transpose less for each product whose only use is its transpose."""
+    editor = Editor(program)
+    for node in editor.nodes(*PERMUTES):
+        product = node.args[0]
+        if not isinstance(product, Node) or product.target not in (_aten.matmul.default, _aten.bmm.default):
+            continue
+        left, right = product.args[:2]
+        if len(product.users) != 1 or not _swaps_last(node) or not _swaps_last(right) or value(left) is None:
+            continue
+        assert isinstance(right, Node)
+        flipped = editor.call(node, _aten.transpose.int, left, -2, -1)
+        editor.replace(node, editor.call(node, product.target, right.args[0], flipped))
+    return editor.finish()
+
+
+def _swaps_last(node: object) -> bool:
+    """Whether a node exchanges the last two dimensions and nothing else."""
+    order = permutation(node)
+    if order is None:
+        return False
+    rank = len(order)
+    return order == (*range(rank - 2), rank - 1, rank - 2)
 
 
 def _mask(

@@ -11,6 +11,7 @@ import math
 import re
 import sys
 import tempfile
+import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -63,8 +64,10 @@ def convert(
                 break
             except Exception as error:  # coremltools raises whatever its op converters happened to raise
                 node = _failed_node(error, decomposed)
+                explained = _explained(error, node)
+                traceback.clear_frames(error.__traceback__)  # they hold coremltools' temporary folder open
                 if node is None or not _decompose_also(node.target, decompositions):
-                    raise _explained(error, node) from error
+                    raise explained from error
         _check_names(spec, input_names, output_names)
         _make_reproducible(draft, spec)
         draft.rename(package)
@@ -261,12 +264,12 @@ def _supported(program: ExportedProgram, decompositions: _Decompositions) -> Exp
 
 
 def _has_converter(node: torch.fx.Node) -> bool:
-    from coremltools.converters.mil.frontend.torch.torch_op_registry import is_torch_fx_node_supported
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 
-    try:
-        return bool(is_torch_fx_node_supported(node))
-    except AssertionError:  # it takes `aten.__and__` for an in-place op
-        return False
+    # coremltools has a public test, but it judges by another name than its converter looks up
+    target = node.target
+    name = target.name() if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+    return _TORCH_OPS_REGISTRY.get_func(name) is not None
 
 
 def _decompose_also(target: Any, decompositions: _Decompositions) -> bool:

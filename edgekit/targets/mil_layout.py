@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgekit.targets.mil_ops import Ints, OpRule, Result, Tensors, UnknownMilOp, read_rule
+from edgekit.targets.mil_ops import HOLDERS, Ints, OpRule, Result, Tensors, UnknownMilOp, read_rule
 
 # ------------------------------------------------------------------------------------------ shapes
 
@@ -170,6 +170,16 @@ def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:
 def one_hot(indices: Tensor, one_hot_vector_size: int, on_value: Tensor, off_value: Tensor, axis: int = -1) -> Tensor:
     hot = indices.unsqueeze(-1) == torch.arange(one_hot_vector_size)
     return torch.where(hot, on_value, off_value).movedim(-1, axis)
+
+
+def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
+    return torch.argsort(x, dim=axis, descending=not ascending, stable=True).to(torch.int32)
+
+
+def topk(x: Tensor, k: int = 1, axis: int = -1, ascending: bool = False, sort: bool = True,
+         return_indices: bool = True, output_indices_dtype: str = "int32") -> Result:  # fmt: skip
+    values, indices = torch.topk(x, k, axis, largest=not ascending, sorted=sort)
+    return (values, indices.to(HOLDERS[output_indices_dtype])) if return_indices else values
 
 
 # ------------------------------------------------------------------------------------------ gather, scatter
@@ -331,9 +341,9 @@ _FUNCTIONS: Sequence[Callable[..., Result]] = (
     scatter_nd, upsample_bilinear,
 )  # fmt: skip
 _FUNCTIONS_EXACT: Sequence[Callable[..., Result]] = (
-    band_part, concat, crop, depth_to_space, expand_dims, flatten2d, gather, gather_along_axis, gather_nd,
+    argsort, band_part, concat, crop, depth_to_space, expand_dims, flatten2d, gather, gather_along_axis, gather_nd,
     pixel_shuffle, pixel_unshuffle, reshape, reshape_like, resize_nearest_neighbor, reverse, slice_by_index,
-    slice_by_size, slice_update, sliding_windows, space_to_depth, split, squeeze, stack, tile, transpose,
+    slice_by_size, slice_update, sliding_windows, space_to_depth, split, squeeze, stack, tile, topk, transpose,
     upsample_nearest_neighbor,
 )  # fmt: skip
 

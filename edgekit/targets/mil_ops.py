@@ -318,16 +318,6 @@ def reduce_argmin(x: Tensor, axis: int = -1, keep_dims: bool = False, output_dty
     return x.argmin(axis, keepdim=keep_dims).to(HOLDERS[output_dtype])
 
 
-def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
-    return torch.argsort(x, dim=axis, descending=not ascending, stable=True).to(torch.int32)
-
-
-def topk(x: Tensor, k: int = 1, axis: int = -1, ascending: bool = False, sort: bool = True,
-         return_indices: bool = True, output_indices_dtype: str = "int32") -> Result:  # fmt: skip
-    values, indices = torch.topk(x, k, axis, largest=not ascending, sorted=sort)
-    return (values, indices.to(HOLDERS[output_indices_dtype])) if return_indices else values
-
-
 def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
     y = x.flip(axis) if reverse else x
     y = y.cumsum(axis, dtype=y.dtype) - y if exclusive else y.cumsum(axis, dtype=y.dtype)
@@ -368,13 +358,13 @@ _REDUCTIONS: Mapping[str, Callable[[Tensor, Ints, bool], Tensor]] = {
     "reduce_sum_square": lambda x, axes, keep: x.square().sum(axes, keepdim=keep, dtype=x.dtype),
 }
 _FUNCTIONS: Sequence[Callable[..., Result]] = (
-    argsort, avg_pool, batch_norm, cast, clamped_relu, clip, conv, conv_transpose, cumsum, einsum, elu, gelu,
+    avg_pool, batch_norm, cast, clamped_relu, clip, conv, conv_transpose, cumsum, einsum, elu, gelu,
     instance_norm, inverse, l2_norm, l2_pool, layer_norm, leaky_relu, linear, linear_activation, local_response_norm,
     log, matmul, prelu, rsqrt, scaled_dot_product_attention, scaled_tanh, sigmoid_hard, softmax, softplus_parametric,
     threshold,
 )  # fmt: skip
 _FUNCTIONS_EXACT: Sequence[Callable[..., Result]] = (
-    max_pool, reduce_argmax, reduce_argmin, select, thresholded_relu, topk,
+    max_pool, reduce_argmax, reduce_argmin, select, thresholded_relu,
 )  # fmt: skip
 
 
