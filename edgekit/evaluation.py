@@ -112,7 +112,7 @@ def _class_map(images: ImageSet, labels: Sequence[str]) -> Callable[[int, int], 
     def to_class(label: int, classes: int) -> int:
         if named:
             return by_name[names[label]]
-        if label >= classes or (names and len(names) != classes):
+        if not 0 <= label < classes or (names and len(names) != classes):
             raise BadInput(
                 f"the data has {len(names) or f'a label {label}, so more than {label}'} classes, the model {classes}",
                 "Evaluate on the data that the model was trained for, or name its classes with --labels at export.",

@@ -20,7 +20,7 @@ def inspect(artifact: str | Path) -> Inspection:
     """The ops of an artifact's model file, read from disk, with its manifest (delegation, sizes)."""
     loaded = load_artifact(artifact)
     target = TARGETS[loaded.manifest.target]
-    target.require()
+    target.require_runtime()
     return Inspection(artifact=loaded, ops=target.inspect(loaded.model_path))
 
 

@@ -44,7 +44,7 @@ def classifier(artifact: Artifact) -> Classifier:
         )
     preprocess, spec = manifest.preprocess, manifest.inputs[0]
     target = TARGETS[manifest.target]
-    target.require()
+    target.require_runtime()
     run = target.runner(artifact.model_path, manifest.inputs, manifest.outputs)
 
     def classify(photo: Image.Image) -> NDArray[np.float32]:

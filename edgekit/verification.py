@@ -80,7 +80,7 @@ def compare(artifact: Artifact, golden: Golden, min_sqnr_db: float) -> Verificat
     """Run the artifact's model file on every golden input and measure the distance of every output."""
     manifest = artifact.manifest
     target = TARGETS[manifest.target]
-    target.require()
+    target.require_runtime()
     inputs, references = golden
     try:
         run = target.runner(artifact.model_path, manifest.inputs, manifest.outputs)

@@ -1,14 +1,19 @@
 """Fixtures: the shared data, a tiny real model, and the command line run in this process."""
 
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from edgekit.cli import main
+
+# As `edgekit` does for itself: set before any test imports torch, and passed on to subprocesses.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared"))
@@ -36,7 +41,7 @@ Cli = Callable[..., Result]
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """`cli("export", "-m", …)` as typed in a shell: exit code, stdout and stderr."""
 
     def run(*arguments: str | Path) -> Result:
@@ -47,7 +52,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> I
         captured = capfd.readouterr()
         return Result(int(stopped.value.code or 0), captured.out, captured.err)
 
-    yield run
+    return run
 
 
 TINY = '''
@@ -114,3 +119,56 @@ def photo() -> Path:
     import sklearn
 
     return Path(sklearn.__file__).parent / "datasets" / "images" / "flower.jpg"
+
+
+TARGETS = ("coreml", "executorch", "tflite", "onnx")
+PRECISIONS = ("fp32", "fp16")
+
+
+def process(*arguments: str | Path) -> list[str]:
+    """The `edgekit` that is installed beside this Python, as a shell would start it."""
+    return [str(Path(sys.executable).parent / "edgekit"), *map(str, arguments)]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """All four artifacts of the tiny model in one precision, and what the command said."""
+
+    folder: Path
+    out: str
+    err: str
+
+    def artifact(self, target: str) -> Path:
+        return next(self.folder.glob(f"net-{target}-*"))
+
+
+Exporter = Callable[..., Exported]
+
+
+@pytest.fixture(scope="session")
+def export_tiny(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
+    """`export_tiny("fp16", hash_seed=1)`: the tiny model exported to all targets in a process of its own, once."""
+    done: dict[tuple[str, int], Exported] = {}
+
+    def export(precision: str = "fp32", hash_seed: int = 1) -> Exported:
+        if (precision, hash_seed) not in done:
+            folder = tmp_path_factory.mktemp("exported") / "out"
+            command = process("export", "-m", tiny, "-p", precision, "--imgsz", "64", "-o", folder, "--json")
+            environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+            result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, result.stderr
+            done[precision, hash_seed] = Exported(folder, result.stdout, result.stderr)
+        return done[precision, hash_seed]
+
+    return export
+
+
+@pytest.fixture
+def artifact(export_tiny: Exporter, tmp_path: Path) -> Callable[..., Path]:
+    """`artifact("onnx")`: a copy of a verified artifact of the tiny model, to be used or damaged."""
+
+    def copy(target: str = "onnx", precision: str = "fp32") -> Path:
+        source = export_tiny(precision).artifact(target)
+        return Path(shutil.copytree(source, tmp_path / source.name))
+
+    return copy

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("coremltools")
 
-from edgekit.targets import coreml, mil
+from edgekit.errors import LoweringFailed
+from edgekit.targets import coreml_package, mil
 
 IMAGE = (1, 8, 12, 12)
 Function = Callable[[Tensor], Tensor]
@@ -134,7 +135,7 @@ GROUPS: dict[str, tuple[tuple[int, ...], Callable[[], list[Function]]]] = {
     "elementwise": (IMAGE, lambda: [
         lambda x: x.clamp(-0.5, 0.5), lambda x: x.clamp(min=0.1), lambda x: torch.where(x > 0, x, x * 0.1),
         lambda x: x.masked_fill(x < 0, -3.0), lambda x: x.abs().pow(1.5) + x**2, lambda x: 1.0 / (x.abs() + 1),
-        lambda x: torch.rsqrt(x.abs() + 0.1) + torch.sqrt(x.abs()), lambda x: torch.log(x.exp() + 1) + torch.log1p(x**2),
+        lambda x: torch.rsqrt(x.abs() + 0.1) + x.abs().sqrt(), lambda x: torch.log(x.exp() + 1) + torch.log1p(x * x),
         lambda x: torch.erf(x) + torch.sin(x) + torch.atan(x), lambda x: torch.maximum(x, -x) + torch.minimum(x, x * 2),
         lambda x: ((x > 0) & (x < 1) | ~(x > -1)).float(), lambda x: (x * 4).to(torch.int32).to(torch.float32),
         lambda x: torch.lerp(x, x * 2, 0.3), lambda x: torch.addcmul(x, x, x, value=0.5), lambda x: x.abs().trunc(),
@@ -157,7 +158,7 @@ def _packaged(model: nn.Module, x: Tensor, precision: str, package: Path) -> lis
         results = model.eval()(x)
     results = results if isinstance(results, tuple) else (results,)
     program = torch.export.export(model, (x,))
-    coreml.convert(program, precision, package, ["x"], [f"y{i}" for i in range(len(results))])
+    coreml_package.convert(program, precision, package, ["x"], [f"y{i}" for i in range(len(results))])
     return [r.float().numpy() for r in results]
 
 
@@ -283,12 +284,12 @@ _CONVERT = """
 import sys, torch
 from pathlib import Path
 from torch import nn
-from edgekit.targets import coreml
+from edgekit.targets import coreml_package
 torch.manual_seed(0)
 model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Hardswish(), nn.Conv2d(8, 8, 3, groups=8),
                       nn.GELU("tanh"), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 5)).eval()
 program = torch.export.export(model, (torch.randn(1, 3, 12, 12),))
-coreml.convert(program, "fp16", Path(sys.argv[1]), ["image"], ["logits"])
+coreml_package.convert(program, "fp16", Path(sys.argv[1]), ["image"], ["logits"])
 """
 
 
@@ -328,7 +329,7 @@ def test_weights_of_the_program_are_left_alone(tmp_path: Path) -> None:
     model = _conv_bn(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, affine=False), nn.ReLU()).eval()
     program = torch.export.export(model, (torch.randn(IMAGE),))
     before = {name: value.clone() for name, value in program.state_dict.items()}
-    coreml.convert(program, "fp32", tmp_path / "m.mlpackage", ["x"], ["y"])
+    coreml_package.convert(program, "fp32", tmp_path / "m.mlpackage", ["x"], ["y"])
     assert all(torch.equal(value, program.state_dict[name]) for name, value in before.items())
 
 
@@ -343,17 +344,59 @@ def test_what_cannot_be_converted_is_named_with_its_line(tmp_path: Path) -> None
 
     for model, op, line in ((Distances(), "cdist", "torch.cdist(x[0], x[0])"), (Overlap(), "col2im", "F.fold(")):
         program = torch.export.export(model, (torch.randn(IMAGE),))
-        with pytest.raises(coreml.ConversionFailed) as failure:
-            coreml.convert(program, "fp32", tmp_path / "m.mlpackage", ["x"], ["y"])
-        assert op in failure.value.operators[0][0]
-        assert "test_mil.py" in failure.value.operators[0][1]
-        assert line in failure.value.operators[0][1]
+        with pytest.raises(LoweringFailed) as failure:
+            coreml_package.convert(program, "fp32", tmp_path / "m.mlpackage", ["x"], ["y"])
+        assert op in failure.value.message
+        assert "test_mil.py" in failure.value.message
+        assert line in failure.value.message
         assert not list(tmp_path.iterdir())
+
+
+def _compute(op: str, **arguments: object) -> np.ndarray:
+    return mil.RULES[op].compute(**arguments).numpy()
+
+
+def test_ops_that_no_torch_model_reaches() -> None:
+    x = torch.arange(2 * 8 * 4 * 6, dtype=torch.float32).reshape(2, 8, 4, 6)
+    a = x.numpy()
+    np.testing.assert_array_equal(
+        _compute("slice_by_index", x=x, begin=[0, 6, 3, 0], end=[2, 0, 0, 0], stride=[1, -2, 1, 3],
+                 begin_mask=[False, False, False, True], end_mask=[False, False, False, True],
+                 squeeze_mask=[False, False, True, False]), a[0:2, 6:0:-2, 3, ::3])  # fmt: skip
+    deep = _compute("depth_to_space", x=x, block_size=2)
+    for i in range(2):  # as in TensorFlow: the place in the block is the slow part of the channel
+        for j in range(2):
+            np.testing.assert_array_equal(deep[:, :, i::2, j::2], a[:, (2 * i + j) * 2 : (2 * i + j) * 2 + 2])
+    np.testing.assert_array_equal(_compute("space_to_depth", x=torch.from_numpy(deep), block_size=2), a)
+    picks = torch.tensor([[1, -1, 0], [7, 2, 2]], dtype=torch.int32)
+    batched = np.stack([a[n][picks[n].numpy()] for n in range(2)])
+    np.testing.assert_array_equal(_compute("gather", x=x, indices=picks, axis=1, batch_dims=1), batched)
+    np.testing.assert_array_equal(_compute("gather_nd", x=x, indices=picks[:, :, None], batch_dims=1), batched)
+    np.testing.assert_array_equal(_compute("gather", x=x, indices=picks, axis=1), a[:, picks.numpy()])
+    two = [x[:, :1], x[:, 1:2]]
+    np.testing.assert_array_equal(_compute("concat", values=two, axis=2, interleave=True)[:, 0, 1::2], a[:, 1])
+    np.testing.assert_array_equal(_compute("cumsum", x=x, axis=3, exclusive=True, reverse=True)[..., -1], 0 * a[..., 0])
+    np.testing.assert_array_equal(_compute("band_part", x=x, lower=1, upper=0), np.tril(np.triu(a, -1)))
+    np.testing.assert_array_equal(_compute("sliding_windows", x=x, axis=2, size=2, stride=2)[:, :, 1], a[:, :, 2:4])
+    ones = torch.ones(1, 1, 5, 5)  # "same": an odd row of padding goes to the end, with "same_lower" to the start
+    corner = {"same": (4, 1), "same_lower": (1, 4)}
+    for kind, (first, last) in corner.items():
+        y = _compute("conv", x=ones, weight=torch.ones(1, 1, 2, 2), pad_type=kind)[0, 0]
+        assert y.shape == (5, 5)
+        assert (y[0, 0], y[-1, -1]) == (first, last)
+    # the tables in the documentation of resize_bilinear, for two pixels 0 and 1
+    line = torch.tensor([[[[0.0, 1.0]]]])
+    for mode, points in {
+        "UNALIGN_CORNERS": [0, 0.1, 0.5, 0.9, 1], "ALIGN_CORNERS": [0, 0.25, 0.5, 0.75, 1],
+        "DEFAULT": [0, 0.4, 0.8, 1, 1], "OFFSET_CORNERS": [0.1, 0.3, 0.5, 0.7, 0.9],
+    }.items():  # fmt: skip
+        y = _compute("resize_bilinear", x=line, target_size_height=1, target_size_width=5, sampling_mode=mode)
+        np.testing.assert_allclose(y[0, 0, 0], points, atol=1e-6)
 
 
 def _built(body: Callable[..., object], shape: tuple[int, ...], package: Path, target: str) -> None:
     """Write a package of a hand-made MIL program, for ops that no torch model gives."""
-    with coreml._quiet():
+    with coreml_package._quiet():
         import coremltools as ct
         from coremltools.converters.mil import Builder as mb
 
@@ -452,7 +495,7 @@ def test_quantized_program_agrees_with_its_simulation(tmp_path: Path) -> None:
     simulated = convert_pt2e(prepared)
     wanted = simulated(x).detach().numpy()
     program = torch.export.export(simulated, (x,))
-    coreml.convert(program, "fp32", tmp_path / "m.mlpackage", ["x"], ["y"])
+    coreml_package.convert(program, "fp32", tmp_path / "m.mlpackage", ["x"], ["y"])
     evaluated = mil.load(tmp_path / "m.mlpackage")
     assert evaluated.ops()["quantize"] >= 3
     assert _sqnr(wanted, evaluated({"x": x.numpy()})["y"]) > 36

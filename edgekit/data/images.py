@@ -11,6 +11,7 @@ from typing import Protocol
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
@@ -118,8 +119,12 @@ class _Npz:
         self._images = arrays.get("images")
         if self._images is None and (self._jpeg is None or self._offsets is None):
             raise ValueError(f"it has no array `images`, only {', '.join(arrays) or 'nothing'}")
-        if self._images is not None and (self._images.dtype != np.uint8 or self._images.ndim not in (3, 4)):
+        if self._images is not None and not _are_pixels(self._images):
             raise ValueError(f"`images` is {self._images.dtype} {self._images.shape}, not uint8 (N, H, W, 3)")
+        if self._offsets is not None and self._jpeg is not None and not _cut(self._offsets, len(self._jpeg)):
+            raise ValueError(f"`offsets` do not cut the {len(self._jpeg)} bytes of `jpeg` into images")
+        if self._labels is not None and (self._labels.shape != (len(self),) or self._labels.dtype.kind not in "iu"):
+            raise ValueError(f"`labels` is {self._labels.dtype} {self._labels.shape}, not {len(self)} whole numbers")
 
     def __len__(self) -> int:
         if self._images is not None:
@@ -135,8 +140,18 @@ class _Npz:
     def _pixels(self, i: int) -> Pillow.Image:
         if self._images is not None:
             return Pillow.fromarray(self._images[i])
-        assert self._jpeg is not None and self._offsets is not None
+        assert self._jpeg is not None
+        assert self._offsets is not None
         return read_image(self._jpeg[self._offsets[i] : self._offsets[i + 1]].tobytes(), f"{self._name}[{i}]")
+
+
+def _are_pixels(array: NDArray[np.generic]) -> bool:
+    return array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 3))
+
+
+def _cut(offsets: NDArray[np.generic], length: int) -> bool:
+    ends = offsets.astype(np.int64) if offsets.dtype.kind in "iu" and offsets.ndim == 1 else np.zeros(0, np.int64)
+    return len(ends) > 1 and ends[0] >= 0 and ends[-1] <= length and bool((np.diff(ends) > 0).all())
 
 
 class _Tar:
@@ -165,15 +180,23 @@ class _Tar:
     def __iter__(self) -> Iterator[Image]:
         with tarfile.open(self._path) as tar:
             for name, label in self._members:
-                file = tar.extractfile(name)
-                assert file is not None
-                yield Image(read_image(file.read(), name), label, name)
+                try:
+                    file = tar.extractfile(name)
+                    content = b"" if file is None else file.read()
+                except (OSError, tarfile.TarError) as error:
+                    raise BadInput(f"{self._path} is damaged: {error}", HELP) from error
+                yield Image(read_image(content, name), label, name)
 
 
 def _read_labels(tar: tarfile.TarFile, table: tarfile.TarInfo) -> dict[str, int]:
     file = tar.extractfile(table)
     assert file is not None
-    rows = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8")))
+    try:
+        rows = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"its labels.csv is not a table ({error})") from error
     if not rows or not {"file", "index"} <= rows[0].keys():
         raise ValueError("its labels.csv needs the columns `file` and `index`")
+    if not all((row["index"] or "").isdecimal() for row in rows):
+        raise ValueError("its labels.csv has an `index` that is not a number")
     return {PurePosixPath(row["file"]).name: int(row["index"]) for row in rows}

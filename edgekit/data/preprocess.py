@@ -26,7 +26,7 @@ def apply(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32]:
     """
     if preprocess.interpolation not in _FILTERS:
         raise UnknownName("interpolation", preprocess.interpolation, _FILTERS)
-    image = ImageOps.exif_transpose(image).convert("L" if len(preprocess.mean) == 1 else "RGB")
+    image = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if len(preprocess.mean) == 1 else "RGB")
     height, width = preprocess.crop
     image = _resize(image, max(preprocess.resize, 1), _FILTERS[preprocess.interpolation])
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
@@ -38,6 +38,13 @@ def apply(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32]:
     mean, std = np.asarray(preprocess.mean, np.float32), np.asarray(preprocess.std, np.float32)
     values = (pixels * np.float32(preprocess.scale) - mean) / std
     return np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Pillow clips 16-bit grey at 255 where it should scale it."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray(np.rint(np.asarray(image, np.float32) / 257).astype(np.uint8))
 
 
 def _resize(image: Image.Image, shorter: int, resample: Image.Resampling) -> Image.Image:

@@ -49,7 +49,8 @@ def _normalized(
     row_shape = (1, size, 1, 1) if dim == 1 else (1, size)
     product = _aten.conv2d.default if dim == 1 else _aten.linear.default
     row = editor.constant(torch.full(row_shape, 1 / size, dtype=dtype, device=device), ("row", row_shape, dtype))
-    epsilon = editor.constant(torch.full((1,), eps, dtype=dtype, device=device), ("eps", eps, dtype))
+    # Not shared between the two products: ExecuTorch stores a convolution's bias in float32, a linear's in float16.
+    epsilon = editor.constant(torch.full((1,), eps, dtype=dtype, device=device), ("eps", dim, eps, dtype))
     centred = editor.call(node, _aten.sub.Tensor, x, editor.call(node, product, x, row))
     square = editor.call(node, _aten.mul.Tensor, centred, centred)
     variance = editor.call(node, product, square, row, epsilon)

@@ -1,6 +1,7 @@
 """From the train form of a model to its deploy form: the same function, cheaper."""
 
 import copy
+from collections import Counter
 
 import torch
 from torch import nn
@@ -14,25 +15,30 @@ def deploy(model: nn.Module) -> nn.Module:
     BN(W x + b) = (W s) x + (b - mean) s + beta with s = gamma / sqrt(var + eps).
     """
     with torch.no_grad():
-        return _walk(copy.deepcopy(model).eval()).eval()
+        copied = copy.deepcopy(model).eval()
+        # A convolution or norm that a model uses in two places cannot take the norm of one of them.
+        uses = Counter(id(module) for _, module in copied.named_modules(remove_duplicate=False))
+        return _walk(copied, uses).eval()
 
 
-def _walk(module: nn.Module) -> nn.Module:
+def _walk(module: nn.Module, uses: Counter[int]) -> nn.Module:
     while callable(method := getattr(module, "deploy", None)):
         module = method()
     if isinstance(module, nn.Sequential):
-        _fold_norms(module)
+        _fold_norms(module, uses)
     for name, child in module.named_children():
-        setattr(module, name, _walk(child))
+        setattr(module, name, _walk(child, uses))
     return module
 
 
-def _fold_norms(sequence: nn.Sequential) -> None:
+def _fold_norms(sequence: nn.Sequential, uses: Counter[int]) -> None:
     """Fold each Conv2d, BatchNorm2d pair of neighbours into its convolution; an identity keeps the numbering."""
     names = list(sequence._modules)
     for first, second in zip(names, names[1:], strict=False):
         conv, norm = sequence._modules[first], sequence._modules[second]
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            continue
+        if norm.running_var is not None and uses[id(conv)] <= 1 and uses[id(norm)] <= 1:
             fold_batch_norm(conv, norm)
             sequence._modules[second] = nn.Identity()
 

@@ -5,7 +5,7 @@ from edgekit.targets._base import PRECISIONS as PRECISIONS
 from edgekit.targets._base import Runner as Runner
 from edgekit.targets._base import Target as Target
 from edgekit.targets._base import precision_name as precision_name
-from edgekit.targets.coreml_target import CoreML
+from edgekit.targets.coreml import CoreML
 from edgekit.targets.executorch import Executorch
 from edgekit.targets.onnx import Onnx
 from edgekit.targets.tflite import Tflite

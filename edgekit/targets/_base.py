@@ -44,7 +44,9 @@ class Target(ABC):
     packages: tuple[str, ...]
     """The distributions that lowering and running need, by their names on the package index."""
     modules: tuple[str, ...]
-    """What of them is imported."""
+    """What of them is imported to lower."""
+    runtime_modules: tuple[str, ...]
+    """What is imported to run a model file: a machine that only runs needs no more."""
     precisions: Mapping[str, str]
     """Precision → what it means in this runtime."""
 
@@ -63,8 +65,13 @@ class Target(ABC):
             )
 
     def require(self) -> None:
-        """Import what this target needs; raises `MissingDependency` with the pip line."""
-        for module in self.modules:
+        """Import what lowering and running need; raises `MissingDependency` with the pip line."""
+        for module in (*self.modules, *self.runtime_modules):
+            need(module, self)
+
+    def require_runtime(self) -> None:
+        """Import what running a model file needs; raises `MissingDependency` with the pip line."""
+        for module in self.runtime_modules:
             need(module, self)
 
     def versions(self) -> dict[str, str]:

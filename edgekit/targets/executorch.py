@@ -18,7 +18,7 @@ from edgekit.errors import LoweringFailed
 from edgekit.graph import rewrite
 from edgekit.graph.half import to_half
 from edgekit.targets._base import Arrays, Runner, Target, need
-from edgekit.targets._graph import nodes_named, op_name, sample_inputs, sources
+from edgekit.targets._graph import HINT, explain, op_name, sample_inputs, sources
 from edgekit.types import Delegation, FallbackOp, OpCount, TensorSpec
 
 
@@ -29,7 +29,8 @@ class Executorch(Target):
     suffix = ".pte"
     extra = "executorch"
     packages = ("executorch", "torchao")
-    modules = ("executorch.exir", "executorch.runtime", "executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    modules = ("executorch.exir", "executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    runtime_modules = ("executorch.runtime",)
     precisions: Mapping[str, str] = {
         "fp32": "float32 weights and compute",
         "fp16": "float16 weights and compute, float32 input and output",
@@ -61,7 +62,7 @@ class Executorch(Target):
             except LoweringFailed:
                 raise
             except Exception as error:  # exir raises from a dozen passes, each with its own type
-                raise _failure(program, error) from error
+                raise explain(self, program, error) from error
         path.write_bytes(lowered.buffer)
         return delegation
 
@@ -73,7 +74,7 @@ class Executorch(Target):
             if name is not None and name not in known:
                 raise LoweringFailed(
                     f"executorch has no kernel for {op_name(node)}\n  at {sources([node])}",
-                    "Write it with other torch ops, or export to a target that has it.",
+                    HINT,
                 )
 
     def runner(
@@ -169,18 +170,3 @@ def _out_variant(node: Node) -> str | None:
         if candidate in op._overloadpacket.overloads():
             return f"{schema.name}.{candidate}"
     return f"{schema.name}.out"
-
-
-def _failure(program: ExportedProgram, error: BaseException) -> LoweringFailed:
-    text = str(error).strip() or type(error).__name__
-    for node in (n for n in program.graph.nodes if n.op == "call_function"):
-        name = getattr(node.target, "_name", str(node.target))
-        if name and (name in text or name.replace("::", ".") in text or name.removesuffix(".default") in text):
-            where = sources(nodes_named(program, op_name(node)))
-            return LoweringFailed(
-                f"executorch cannot lower {op_name(node)}" + (f"\n  at {where}" if where else ""),
-                "Write it with other torch ops, or export to a target that has it.",
-            )
-    return LoweringFailed(
-        f"executorch cannot lower the graph: {text.splitlines()[-1][:300]}", "Run again with --debug for all it says."
-    )

@@ -189,6 +189,7 @@ def _exported(value: Value, info: TensorInfo) -> np.ndarray:
 def load(package: Path, rules: Mapping[str, OpRule] = RULES) -> MilProgram:
     """Read a .mlpackage into a program that can run here. `rules`: the ops to run it with.
 
-    Raises ValueError, saying what is wrong, for a package that is incomplete, damaged or not an ML program.
+    Raises ValueError, saying what is wrong, for a package that is incomplete, damaged or not an ML program, and
+    UnknownMilOp for one with lists or states. An op that `rules` lacks is an error when the program is first run.
     """
     return MilProgram(read(package), rules)

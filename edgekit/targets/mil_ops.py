@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgekit.errors import UsageError
+
 Tensors: TypeAlias = Sequence[Tensor]
 Ints: TypeAlias = list[int]
 Result: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -33,7 +35,7 @@ HOLDERS: Mapping[str, torch.dtype] = MappingProxyType({
 })  # fmt: skip
 
 
-class UnknownMilOp(Exception):
+class UnknownMilOp(UsageError):
     """A Core ML program uses an op, a parameter or an option that the evaluator does not implement."""
 
 

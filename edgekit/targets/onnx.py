@@ -1,6 +1,5 @@
 """ONNX, run by ONNX Runtime."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -11,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from edgekit.errors import LoweringFailed
 from edgekit.graph import rewrite
 from edgekit.graph.half import to_half
 from edgekit.targets._base import Arrays, Runner, Target, need
-from edgekit.targets._graph import nodes_named, sample_inputs, sources
+from edgekit.targets._graph import explain, sample_inputs
 from edgekit.types import Delegation, OpCount, TensorSpec
 
 
@@ -26,7 +24,8 @@ class Onnx(Target):
     suffix = ".onnx"
     extra = "onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
-    modules = ("onnx", "onnxscript", "onnxruntime")
+    modules = ("onnx", "onnxscript")
+    runtime_modules = ("onnxruntime",)
     precisions: Mapping[str, str] = {
         "fp32": "float32 weights and compute",
         "fp16": "float16 weights and ops, float32 input and output; ONNX Runtime's CPU computes some ops in float32",
@@ -57,7 +56,7 @@ class Onnx(Target):
                 verbose=False,
             )
         except Exception as error:  # torch.onnx wraps what it meets in several types, the cause last
-            raise _failure(program, error) from error
+            raise explain(self, program, error) from error
         assert exported is not None
         model = exported.model_proto
         _strip(model)
@@ -94,21 +93,3 @@ def _strip(model: Any) -> None:
     for part in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]
         part.doc_string = ""
-
-
-def _failure(program: ExportedProgram, error: BaseException) -> LoweringFailed:
-    text, cause = str(error), error.__cause__
-    while cause is not None:
-        text, cause = f"{text}\n{cause}", cause.__cause__
-    found = re.search(r"No ONNX function found for (?:<OpOverload\(op=')?([\w.:]+)", text)
-    if found is None:
-        return LoweringFailed(
-            f"torch.onnx cannot lower the graph: {text.splitlines()[-1][:300]}",
-            "Run again with --debug for all it says.",
-        )
-    nodes = nodes_named(program, found[1].split(".default")[0])
-    where = sources(nodes)
-    return LoweringFailed(
-        f"onnx has no op for {found[1]}" + (f"\n  at {where}" if where else ""),
-        "Write it with standard torch ops, or export to a target that has it.",
-    )

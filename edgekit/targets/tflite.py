@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgekit.errors import LoweringFailed, MissingDependency
+from edgekit.errors import MissingDependency
 from edgekit.graph import rewrite
 from edgekit.targets._base import Arrays, Runner, Target, need
-from edgekit.targets._graph import nodes_named, sample_inputs, sources
+from edgekit.targets._graph import explain, sample_inputs
 from edgekit.types import Delegation, FallbackOp, OpCount, TensorSpec
 
 # On a device either of the older runtimes may be what is there; they read the same files.
@@ -48,6 +48,7 @@ class Tflite(Target):
     extra = "tflite"
     packages = ("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer")
     modules = ("litert_torch", "ai_edge_litert")
+    runtime_modules = ()  # any of RUNTIMES will do
     precisions: Mapping[str, str] = {
         "fp32": "float32 weights and compute",
         "fp16": "float16 weights, computed in float32 on a CPU and in float16 on a GPU; float32 input and output",
@@ -81,16 +82,14 @@ class Tflite(Target):
         try:
             litert_torch.convert(_ChannelsLast(program.module(), images), samples).export(str(path))
         except Exception as error:  # the converter raises plain RuntimeError and MLIR errors
-            raise _failure(program, error) from error
+            raise explain(self, program, error) from error
         if precision == "fp16":
             _halve_weights(self, path)
         try:
             self.runner(path, inputs, outputs)
         except (RuntimeError, ValueError) as error:
-            raise LoweringFailed(
-                f"LiteRT cannot load what its converter made: {str(error).splitlines()[0]}",
-                "An op of the model has no kernel in the runtime; write it with standard torch ops.",
-            ) from error
+            # An op that the converter writes and the runtime has no kernel for.
+            raise explain(self, program, error) from error
         return self._delegation(path)
 
     def runner(
@@ -184,20 +183,3 @@ def _halve_weights(target: Target, path: Path) -> None:
         algorithm_key=need("ai_edge_quantizer.algorithm_manager", target).AlgorithmName.FLOAT_CASTING,
     )
     path.write_bytes(quantizer.quantize().quantized_model)
-
-
-def _failure(program: ExportedProgram, error: BaseException) -> LoweringFailed:
-    text = str(error)
-    found = re.search(
-        r"(?:[Ll]owering (?:is )?not (?:found|implemented)[^:]*:|No lowering found for|lowering for) *([\w.:]+)", text
-    )
-    if found is None:
-        return LoweringFailed(
-            f"litert-torch cannot lower the graph: {(text.strip().splitlines() or ['?'])[-1][:300]}",
-            "Run again with --debug for all it says.",
-        )
-    where = sources(nodes_named(program, found[1].removesuffix(".default")))
-    return LoweringFailed(
-        f"tflite has no op for {found[1]}" + (f"\n  at {where}" if where else ""),
-        "Write it with standard torch ops, or export to a target that has it.",
-    )

@@ -1,0 +1,183 @@
+"""Each rewrite: the same outputs, fires where it should, leaves the program alone where it should not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from edgekit.errors import UnknownName
+from edgekit.graph import REWRITES, rewrite
+from edgekit.graph.activations import half_gelu, plain_silu
+from edgekit.graph.layer_norm import layer_norm
+from edgekit.graph.matmul import attention, batched_matmul, transposed_products
+from edgekit.graph.noops import drop_noops
+from edgekit.graph.permutes import merge_permutes
+from edgekit.graph.pools import channel_means, explicit_strides, floor_pools, spatial_maxima, spatial_means
+from edgekit.graph.views import merge_reshapes, reshape_views, slice_selects
+
+Rule = Callable[[ExportedProgram], ExportedProgram]
+Function = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+MAP = (2, 8, 4, 6)
+
+
+class Call(nn.Module):
+    """A function as a module, with a parameter and submodules for those that need one."""
+
+    def __init__(self, function: Callable[["Call", Tensor], Tensor | tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function = function
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.norm = nn.LayerNorm(8)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.bias)
+        self.register_buffer("mask", torch.rand(4, 4) > 0.3)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.function(self, x)
+
+
+def captured(function: Callable[[Call, Tensor], Tensor | tuple[Tensor, ...]], x: Tensor) -> ExportedProgram:
+    return torch.export.export(Call(function).eval().to(x.dtype), (x,))
+
+
+def assert_equal(before: ExportedProgram, after: ExportedProgram, x: Tensor, tolerance: float) -> None:
+    with torch.no_grad():
+        old, new = before.module()(x), after.module()(x)
+    for a, b in zip(old if isinstance(old, tuple) else (old,), new if isinstance(new, tuple) else (new,), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert float((a - b).double().norm() / a.double().norm().clamp_min(1e-9)) <= tolerance
+
+
+def targets(program: ExportedProgram) -> list[str]:
+    return [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+
+
+def inplace(m: Call, x: Tensor) -> Tensor:
+    y = x.clone()
+    y.add_(1)
+    return F.silu(x) + y
+
+
+FIRES: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...]], tuple[int, ...], str]] = [
+    ("last dimension", layer_norm, lambda m, x: m.norm(x), (3, 5, 8), "layer_norm"),
+    ("matrix", layer_norm, lambda m, x: F.layer_norm(x, (8,)), (5, 8), "layer_norm"),
+    ("channels", layer_norm, lambda m, x: m.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), MAP, "permute"),
+    ("two uses", layer_norm, lambda m, x: (m.norm(x), m.norm(x * 2)), (3, 8), "layer_norm"),
+    ("rank 3", batched_matmul, lambda m, x: x @ x.transpose(1, 2), (3, 4, 8), "matmul"),
+    ("rank 4", batched_matmul, lambda m, x: x @ x.transpose(-1, -2), MAP, "matmul"),
+    ("plain", attention, lambda m, x: F.scaled_dot_product_attention(x, x * 0.5, x + 1), MAP, "scaled_dot"),
+    ("scaled", attention, lambda m, x: F.scaled_dot_product_attention(x, x, x, scale=0.7), MAP, "scaled_dot"),
+    ("causal", attention, lambda m, x: F.scaled_dot_product_attention(x, x, x, is_causal=True), MAP, "scaled_dot"),
+    ("masked", attention, lambda m, x: F.scaled_dot_product_attention(x, x, x, m.mask), MAP, "scaled_dot"),
+    ("product", transposed_products, lambda m, x: (x @ (x + 1).transpose(1, 2)).transpose(1, 2), (2, 3, 4), ""),
+    ("inverse", merge_permutes, lambda m, x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2) + 1, MAP, "permute"),
+    ("three", merge_permutes, lambda m, x: x.transpose(1, 2).permute(0, 2, 1, 3).transpose(-1, 1) * 2, MAP, "transpose"),
+    ("squeeze", reshape_views, lambda m, x: x[:, :1].squeeze(1).unsqueeze(-1).flatten(1), MAP, "squeeze"),
+    ("view", reshape_views, lambda m, x: x.view(2, -1).unflatten(1, (4, -1)), MAP, "view"),
+    ("select", slice_selects, lambda m, x: x[:, 1] + x[:, -1], MAP, "select"),
+    ("unbind", slice_selects, lambda m, x: x.unbind(1)[1] * x.unbind(-3)[2], MAP, "unbind"),
+    ("split", slice_selects, lambda m, x: torch.cat(x.split([3, 5], 1)[::-1], 1), MAP, "split"),
+    ("chunk", slice_selects, lambda m, x: x.chunk(3, -1)[2] * 2, (2, 3, 7), "chunk"),
+    ("chain", merge_reshapes, lambda m, x: x.reshape(2, 48, 4).reshape(16, 24) + 1, MAP, "48, 4"),
+    ("noop", drop_noops, lambda m, x: F.dropout(x.contiguous().clone().detach(), 0.1, False) + 1, MAP, "clone"),
+    ("expand", drop_noops, lambda m, x: torch.cat([m.token.expand(3, -1, -1), x], 1), (3, 4, 8), "expand"),
+    ("mean", spatial_means, lambda m, x: x.mean((2, 3)), MAP, ""),
+    ("mean of NHWC", spatial_means, lambda m, x: x.mean((1, 2), keepdim=True), MAP, ""),
+    ("adaptive", spatial_means, lambda m, x: F.adaptive_avg_pool2d(x, 1).flatten(1), MAP, "adaptive"),
+    ("channel mean", channel_means, lambda m, x: x.mean(-1), (2, 3, 8), "mean"),
+    ("channel mean keepdim", channel_means, lambda m, x: x - x.mean(-1, keepdim=True), (2, 3, 8), "mean"),
+    ("amax", spatial_maxima, lambda m, x: x.amax((2, 3)), MAP, "amax"),
+    ("ceil", floor_pools, lambda m, x: F.avg_pool2d(x, 2, ceil_mode=True), MAP, "True"),
+    ("stride", explicit_strides, lambda m, x: F.max_pool2d(x, 2) + F.avg_pool2d(x, 2), MAP, ""),
+    ("silu", plain_silu, lambda m, x: F.silu(x), (4, 5), "silu"),
+]
+
+
+@pytest.mark.parametrize(("rule", "function", "size", "gone"), [f[1:] for f in FIRES], ids=[f"{f[1].__name__}-{f[0]}" for f in FIRES])
+def test_fires_and_agrees(rule: Rule, function: Callable, size: tuple[int, ...], gone: str) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(size)
+    before = captured(function, x)
+    nodes_before = [n.format_node() for n in before.graph.nodes]
+    after = rule(before)
+    assert after is not before, "did not fire"
+    assert [n.format_node() for n in before.graph.nodes] == nodes_before, "changed the program given in"
+    assert not gone or not any(gone in str(n.format_node()) for n in after.graph.nodes if n.op == "call_function")
+    assert_equal(before, after, x, 2e-6)
+    if rule is not drop_noops:
+        traced = [n for n in after.graph.nodes if n.op == "call_function"]
+        assert all("test_rewrites.py" in n.meta.get("stack_trace", "") for n in traced), "lost a source line"
+    assert rule(after) is after or rule in (layer_norm, transposed_products), "fires on its own result"
+
+
+STAYS: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...]], tuple[int, ...]]] = [
+    ("two dimensions", layer_norm, lambda m, x: F.layer_norm(x, (4, 6)), MAP),
+    ("vector", layer_norm, lambda m, x: F.layer_norm(x, (8,)), (8,)),
+    ("broadcast", batched_matmul, lambda m, x: x @ x[:1].transpose(-1, -2), MAP),
+    ("matrix", batched_matmul, lambda m, x: x @ x.transpose(0, 1), (3, 4)),
+    ("grouped", attention, lambda m, x: F.scaled_dot_product_attention(x, x[:, :2], x[:, :2], enable_gqa=True), MAP),
+    ("two users", transposed_products, lambda m, x: (y := x @ x.transpose(1, 2)) + y.transpose(1, 2), (2, 3, 4)),
+    ("single", merge_permutes, lambda m, x: x.permute(0, 2, 3, 1) + 1, MAP),
+    ("one dimension", spatial_means, lambda m, x: x.mean(1), MAP),
+    ("kept", spatial_means, lambda m, x: x.mean((2, 3), keepdim=True), MAP),
+    ("to 2x2", spatial_means, lambda m, x: F.adaptive_avg_pool2d(x, 2), MAP),
+    ("other dimension", channel_means, lambda m, x: x.mean(1), (2, 3, 8)),
+    ("over channels", spatial_maxima, lambda m, x: x.amax(1), MAP),
+    ("ceil counts", floor_pools, lambda m, x: F.avg_pool2d(x, 3, 2, ceil_mode=True), MAP),
+    ("dropout in training", drop_noops, lambda m, x: F.dropout(x, 0.5, True), MAP),
+    ("expand of a value", drop_noops, lambda m, x: x[:1].expand(4, -1, -1, -1) + 1, MAP),
+    ("half only", half_gelu, lambda m, x: F.gelu(x), (4, 5)),
+    ("writes in place", plain_silu, inplace, (4, 5)),
+    ("nothing there", plain_silu, lambda m, x: torch.sigmoid(x), (4, 5)),
+]
+
+
+@pytest.mark.parametrize(("rule", "function", "size"), [s[1:] for s in STAYS], ids=[f"{s[1].__name__}-{s[0]}" for s in STAYS])
+def test_stays(rule: Rule, function: Callable, size: tuple[int, ...]) -> None:
+    program = captured(function, torch.randn(size))
+    assert rule(program) is program
+
+
+def test_half_gelu_is_within_half_precision() -> None:
+    x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([-6e4, 6e4, 0.0])]).half()
+    program = captured(lambda m, x: F.gelu(x), x)
+    after = half_gelu(program)
+    assert not any("gelu" in t for t in targets(after))
+    exact = F.gelu(x.double())
+    with torch.no_grad():
+        error = (after.module()(x).double() - exact).abs()
+    # One unit in the last place of float16 at the result, or the fit's own error.
+    assert bool((error <= exact.abs() * 2**-9 + 6e-5).all())
+
+
+def test_a_program_never_returns_its_input() -> None:
+    x = torch.randn(2, 3)
+    program = captured(lambda m, x: x.contiguous(), x)
+    assert_equal(program, rewrite(program, "executorch"), x, 0.0)
+
+
+@pytest.mark.parametrize("target", REWRITES)
+def test_in_place_code_is_rewritten_for_every_target(target: str) -> None:
+    x = torch.randn(2, 8, 4, 4)
+    program = captured(lambda m, x: F.relu6(F.silu(x).add_(1), inplace=True).mean((2, 3)), x)
+    assert_equal(program, rewrite(program, target), x, 2e-6)
+
+
+@pytest.mark.parametrize("target", REWRITES)
+def test_a_users_transformer_keeps_its_function(target: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, activation="gelu", batch_first=True, norm_first=True).eval()
+    x = torch.randn(2, 10, 32)
+    program = torch.export.export(layer, (x,))
+    assert_equal(program, rewrite(program, target), x, 2e-6)
+
+
+def test_unknown_target() -> None:
+    program = captured(lambda m, x: x + 1, torch.randn(2))
+    with pytest.raises(UnknownName, match="executorch"):
+        rewrite(program, "executorc")
