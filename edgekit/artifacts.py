@@ -49,7 +49,7 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
             yield temporary
             _replace(temporary, destination)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         _remove_empty(made)
 
 
@@ -66,6 +66,19 @@ def _replace(temporary: Path, destination: Path) -> None:
         if not destination.exists():
             os.rename(old / "artifact", destination)
         shutil.rmtree(old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove `folder` whatever happens: a second Ctrl-C, pressed while this runs, waits until it is gone."""
+    interrupt: KeyboardInterrupt | None = None
+    while folder.exists():
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt:
+        raise interrupt
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

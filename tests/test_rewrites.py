@@ -1,6 +1,7 @@
 """Each rewrite: the same outputs, fires where it should, leaves the program alone where it should not."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,10 @@ from edgekit.graph.layer_norm import layer_norm
 from edgekit.graph.matmul import attention, batched_matmul, transposed_products
 from edgekit.graph.noops import drop_noops
 from edgekit.graph.permutes import merge_permutes
-from edgekit.graph.pools import channel_means, explicit_strides, floor_pools, spatial_maxima, spatial_means
+from edgekit.graph.pools import explicit_strides, floor_pools, line_means, spatial_maxima, spatial_means
 from edgekit.graph.views import merge_reshapes, reshape_views, slice_selects
 
 Rule = Callable[[ExportedProgram], ExportedProgram]
-Function = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 MAP = (2, 8, 4, 6)
 
 
@@ -76,7 +76,7 @@ FIRES: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...
     ("masked", attention, lambda m, x: F.scaled_dot_product_attention(x, x, x, m.mask), MAP, "scaled_dot"),
     ("product", transposed_products, lambda m, x: (x @ (x + 1).transpose(1, 2)).transpose(1, 2), (2, 3, 4), ""),
     ("inverse", merge_permutes, lambda m, x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2) + 1, MAP, "permute"),
-    ("three", merge_permutes, lambda m, x: x.transpose(1, 2).permute(0, 2, 1, 3).transpose(-1, 1) * 2, MAP, "transpose"),
+    ("three", merge_permutes, lambda m, x: x.transpose(1, 2).permute(0, 2, 1, 3).transpose(-1, 1) * 2, MAP, "permute"),
     ("squeeze", reshape_views, lambda m, x: x[:, :1].squeeze(1).unsqueeze(-1).flatten(1), MAP, "squeeze"),
     ("view", reshape_views, lambda m, x: x.view(2, -1).unflatten(1, (4, -1)), MAP, "view"),
     ("select", slice_selects, lambda m, x: x[:, 1] + x[:, -1], MAP, "select"),
@@ -89,17 +89,20 @@ FIRES: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...
     ("mean", spatial_means, lambda m, x: x.mean((2, 3)), MAP, ""),
     ("mean of NHWC", spatial_means, lambda m, x: x.mean((1, 2), keepdim=True), MAP, ""),
     ("adaptive", spatial_means, lambda m, x: F.adaptive_avg_pool2d(x, 1).flatten(1), MAP, "adaptive"),
-    ("channel mean", channel_means, lambda m, x: x.mean(-1), (2, 3, 8), "mean"),
-    ("channel mean keepdim", channel_means, lambda m, x: x - x.mean(-1, keepdim=True), (2, 3, 8), "mean"),
+    ("channel mean", line_means, lambda m, x: x.mean(-1), (2, 3, 8), "mean"),
+    ("channel mean keepdim", line_means, lambda m, x: x - x.mean(-1, keepdim=True), (2, 3, 8), "mean"),
+    ("token mean", line_means, lambda m, x: x.mean(1), (2, 3, 8), "mean"),
+    ("channel mean of a map", line_means, lambda m, x: x.mean(1, keepdim=True), MAP, "mean"),
     ("amax", spatial_maxima, lambda m, x: x.amax((2, 3)), MAP, "amax"),
-    ("ceil", floor_pools, lambda m, x: F.avg_pool2d(x, 2, ceil_mode=True), MAP, "True"),
+    ("ceil", floor_pools, lambda m, x: F.avg_pool2d(x, 2, ceil_mode=True), MAP, ""),
     ("stride", explicit_strides, lambda m, x: F.max_pool2d(x, 2) + F.avg_pool2d(x, 2), MAP, ""),
     ("silu", plain_silu, lambda m, x: F.silu(x), (4, 5), "silu"),
 ]
 
 
-@pytest.mark.parametrize(("rule", "function", "size", "gone"), [f[1:] for f in FIRES], ids=[f"{f[1].__name__}-{f[0]}" for f in FIRES])
-def test_fires_and_agrees(rule: Rule, function: Callable, size: tuple[int, ...], gone: str) -> None:
+@pytest.mark.parametrize("case", FIRES, ids=[f"{f[1].__name__}-{f[0]}" for f in FIRES])
+def test_fires_and_agrees(case: tuple[str, Rule, Any, tuple[int, ...], str]) -> None:
+    _, rule, function, size, gone = case
     torch.manual_seed(1)
     x = torch.randn(size)
     before = captured(function, x)
@@ -126,7 +129,8 @@ STAYS: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...
     ("one dimension", spatial_means, lambda m, x: x.mean(1), MAP),
     ("kept", spatial_means, lambda m, x: x.mean((2, 3), keepdim=True), MAP),
     ("to 2x2", spatial_means, lambda m, x: F.adaptive_avg_pool2d(x, 2), MAP),
-    ("other dimension", channel_means, lambda m, x: x.mean(1), (2, 3, 8)),
+    ("two dimensions", line_means, lambda m, x: x.mean((1, 2)), MAP),
+    ("all dimensions", line_means, lambda m, x: x.mean(), MAP),
     ("over channels", spatial_maxima, lambda m, x: x.amax(1), MAP),
     ("ceil counts", floor_pools, lambda m, x: F.avg_pool2d(x, 3, 2, ceil_mode=True), MAP),
     ("dropout in training", drop_noops, lambda m, x: F.dropout(x, 0.5, True), MAP),
@@ -137,8 +141,9 @@ STAYS: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...
 ]
 
 
-@pytest.mark.parametrize(("rule", "function", "size"), [s[1:] for s in STAYS], ids=[f"{s[1].__name__}-{s[0]}" for s in STAYS])
-def test_stays(rule: Rule, function: Callable, size: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("case", STAYS, ids=[f"{s[1].__name__}-{s[0]}" for s in STAYS])
+def test_stays(case: tuple[str, Rule, Any, tuple[int, ...]]) -> None:
+    _, rule, function, size = case
     program = captured(function, torch.randn(size))
     assert rule(program) is program
 
@@ -151,8 +156,10 @@ def test_half_gelu_is_within_half_precision() -> None:
     exact = F.gelu(x.double())
     with torch.no_grad():
         error = (after.module()(x).double() - exact).abs()
-    # One unit in the last place of float16 at the result, or the fit's own error.
-    assert bool((error <= exact.abs() * 2**-9 + 6e-5).all())
+    # A unit in the last place of the result, and what rounding Phi and its argument to float16 costs near -2.
+    assert bool((error <= exact.abs() * 2**-10 + 1.2e-4).all())
+    common = x.abs() < 6
+    assert float(exact[common].norm() / error[common].norm()) > 10 ** (76 / 20)  # float16 GELU rounded once: 80 dB
 
 
 def test_a_program_never_returns_its_input() -> None:

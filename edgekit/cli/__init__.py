@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import typer
@@ -51,27 +53,48 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     # torch's threads wait by spinning, which makes it ten times slower while another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # A polite kill cleans up like Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        code = app(args=arguments, obj=debug, standalone_mode=False)
-    except EdgekitError as error:
-        code = _fail(str(error), error.exit_code, debug)
-    except typer.TyperException as error:
-        code = _fail(
-            error.format_message() + "\n  See `edgekit --help` or `edgekit COMMAND --help`.", error.exit_code, debug
-        )
-    except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted; nothing was left behind", 130, debug)
-    except Exception as error:  # the last resort: a defect of edgekit, said in one line
-        code = _fail(
-            f"unexpected {type(error).__name__}: {error}\n  This is a defect of edgekit. --debug shows where.", 1, debug
-        )
+    with _interrupts() as interrupted:
+        try:
+            code = app(args=arguments, obj=debug, standalone_mode=False)
+        except EdgekitError as error:
+            code = 130 if interrupted else _fail(str(error), error.exit_code, debug)
+        except typer.TyperException as error:
+            code = _fail(
+                error.format_message() + "\n  See `edgekit --help` or `edgekit COMMAND --help`.", error.exit_code, debug
+            )
+        except (KeyboardInterrupt, typer.Abort):
+            code = 130
+        except Exception as error:  # the last resort: a defect of edgekit, said in one line
+            text = f"unexpected {type(error).__name__}: {error}\n  This is a defect of edgekit. --debug shows where."
+            code = 130 if interrupted else _fail(text, 1, debug)
+    if code == 130:
+        code = _fail("interrupted; nothing unfinished was left behind", 130, debug)
     sys.exit(code)
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C, a polite kill and a closed terminal raise KeyboardInterrupt, again each second while it does not get through: importing or
+    running an exporter may swallow one. The list holds the signals that came.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 1)
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, n)]
+    # What `nohup` or a shell's `&` has set to be ignored stays ignored.
+    before = [(n, signal.signal(n, interrupt)) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
+    try:
+        yield came
+    finally:
+        if came and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _fail(text: str, code: int, debug: bool) -> int:

@@ -4,6 +4,7 @@ A rule takes an `ExportedProgram` and returns one that computes the same, or the
 Rules read nothing but the graph, so a user's own module gains as much as the zoo's.
 """
 
+import warnings
 from collections.abc import Callable
 
 from torch.export import ExportedProgram
@@ -15,7 +16,7 @@ from edgekit.graph.layer_norm import layer_norm
 from edgekit.graph.matmul import attention, batched_matmul, transposed_products
 from edgekit.graph.noops import drop_noops
 from edgekit.graph.permutes import merge_permutes
-from edgekit.graph.pools import channel_means, explicit_strides, floor_pools, spatial_maxima, spatial_means
+from edgekit.graph.pools import explicit_strides, floor_pools, line_means, spatial_maxima, spatial_means
 from edgekit.graph.views import merge_reshapes, reshape_views, slice_selects
 
 Rewrite = Callable[[ExportedProgram], ExportedProgram]
@@ -23,13 +24,13 @@ Rewrite = Callable[[ExportedProgram], ExportedProgram]
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     # XNNPACK's partitioner: no layer_norm, select, split, squeeze, expand; mean over a map only.
     "executorch": (
-        drop_noops, reshape_views, slice_selects, attention, batched_matmul, plain_silu, half_gelu,
-        spatial_means, floor_pools, spatial_maxima, channel_means, merge_permutes, layer_norm, merge_permutes,
+        reshape_views, drop_noops, slice_selects, attention, batched_matmul, plain_silu, half_gelu,
+        spatial_means, floor_pools, spatial_maxima, line_means, merge_permutes, layer_norm, merge_permutes,
         merge_reshapes,
     ),
-    "coreml": (drop_noops, explicit_strides, merge_permutes),
-    "tflite": (drop_noops, batched_matmul, merge_permutes, merge_reshapes),
-    "onnx": (drop_noops, merge_permutes, transposed_products, merge_reshapes),
+    "coreml": (reshape_views, drop_noops, explicit_strides, merge_permutes),
+    "tflite": (reshape_views, drop_noops, batched_matmul, merge_permutes, merge_reshapes),
+    "onnx": (reshape_views, drop_noops, merge_permutes, transposed_products, merge_reshapes),
 }  # fmt: skip
 
 
@@ -38,7 +39,9 @@ def rewrite(program: ExportedProgram, target: str) -> ExportedProgram:
     if target not in REWRITES:
         raise UnknownName("target", target, REWRITES)
     if any(writes(node) for node in program.graph.nodes):
-        program = program.run_decompositions({})  # no decompositions: in-place operations become plain ones
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own pytrees
+            program = program.run_decompositions({})  # no decompositions: in-place operations become plain ones
     for rule in REWRITES[target]:
         program = rule(program)
     return program

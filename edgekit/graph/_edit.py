@@ -10,6 +10,7 @@ from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 _KEPT_META = ("stack_trace", "nn_module_stack", "from_node")
 _CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -30,7 +31,8 @@ class Editor:
         self._signature = copy.deepcopy(program.graph_signature)
         self._state: dict[str, Any] = dict(program.state_dict)
         self._fake = detect_fake_mode([n.meta["val"] for n in self.graph.nodes if "val" in n.meta])
-        self._specs = {spec.arg.name: spec for spec in self._signature.input_specs if isinstance(spec.arg, TensorArgument)}
+        specs = self._signature.input_specs
+        self._specs = {spec.arg.name: spec for spec in specs if isinstance(spec.arg, TensorArgument)}
         self._shared: dict[tuple[Any, ...], Node] = {}
         # Where an operation writes into its operand, values cannot be moved past it: such a graph stays as it is.
         self._writes = any(writes(n) for n in self.graph.nodes)
@@ -46,7 +48,7 @@ class Editor:
         """A new call in front of `like`, with its source line."""
         with self.graph.inserting_before(like):
             node = self.graph.call_function(target, args, kwargs)
-        values = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        values = map_arg((args, kwargs), lambda n: n.meta["val"])
         if self._fake is None:
             raise ValueError("the captured graph carries no tensor values to compute shapes with")
         with self._fake, torch.no_grad():
@@ -93,6 +95,8 @@ class Editor:
         for spec in self._signature.output_specs:
             if isinstance(spec.arg, TensorArgument) and spec.arg.name == old.name:
                 spec.arg.name = new.name
+        # At once and by hand: dead-code elimination keeps whatever could draw random numbers, as dropout could.
+        self.graph.erase_node(old)
         self.fired += 1
 
     def finish(self) -> ExportedProgram:
@@ -154,10 +158,10 @@ def permutation(node: object) -> tuple[int, ...] | None:
     rank = len(shape(node) or ())
     aten = torch.ops.aten
     if node.target in (aten.permute.default, aten.permute_copy.default):
-        return tuple(d % rank for d in node.args[1])  # type: ignore[union-attr]
+        return tuple(d % rank for d in argument(node, 1, "dims"))
     if node.target in (aten.transpose.int, aten.transpose_copy.int):
         order = list(range(rank))
-        a, b = node.args[1] % rank, node.args[2] % rank  # type: ignore[operator]
+        a, b = argument(node, 1, "dim0") % rank, argument(node, 2, "dim1") % rank
         order[a], order[b] = order[b], order[a]
         return tuple(order)
     if node.target is aten.t.default and rank == 2:

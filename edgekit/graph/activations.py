@@ -5,7 +5,7 @@
 The decomposition of `silu` computes in float32 around a half-precision graph: two casts each, which XNNPACK does not
 take.
 
-    gelu(x) = x Phi(x) = x sigmoid(t (a + b t^2 + c t^4)) +- 2.6e-5,  t = x clamped to [-5, 5]      float16 only
+    gelu(x) = x Phi(x) = max(x, -5) sigmoid(t (a + b t^2 + c t^4)) +- 2.6e-5,  t = x clamped to [-5, 5]  float16 only
 
 XNNPACK has no GELU in float16, and one portable op a block breaks the delegate. The coefficients minimize the largest
 error over all x; 2.6e-5 is the spacing of float16 numbers near 0.04, where GELU's results begin to matter. In float32
@@ -47,5 +47,7 @@ def half_gelu(program: ExportedProgram) -> ExportedProgram:
         series = editor.call(node, add, editor.call(node, mul, square, c), b)
         series = editor.call(node, add, editor.call(node, mul, square, series), a)
         phi = editor.call(node, _aten.sigmoid.default, editor.call(node, mul, t, series))
-        editor.replace(node, editor.call(node, mul, x, phi))
+        # Without the lower clamp a very negative x would multiply the smallest Phi that float16 has.
+        floored = editor.call(node, _aten.clamp.default, x, -_CLAMP)
+        editor.replace(node, editor.call(node, mul, floored, phi))
     return editor.finish()

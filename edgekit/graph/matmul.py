@@ -111,7 +111,8 @@ def _mask(
 def _product(editor: Editor, node: Node, left: object, right: object) -> Node:
     """left @ right with equal leading dimensions, as bmm between reshapes where there is more than one of them."""
     left_shape, right_shape = shape(left), shape(right)
-    assert left_shape is not None and right_shape is not None
+    assert left_shape is not None
+    assert right_shape is not None
     lead = left_shape[:-2]
     if len(lead) == 1:
         return editor.call(node, _aten.bmm.default, left, right)

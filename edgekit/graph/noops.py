@@ -14,15 +14,18 @@ _IDENTITIES = (
     _aten.alias.default, _aten.detach.default, _aten.detach_.default, _aten.contiguous.default, _aten.clone.default,
     _aten.lift_fresh_copy.default, _aten.alias_copy.default,
 )  # fmt: skip
+_COPIES = (_aten.contiguous.default, _aten.clone.default)
 _DROPOUTS = (_aten.dropout.default, _aten.dropout_.default, _aten.feature_dropout.default)
 
 
 def drop_noops(program: ExportedProgram) -> ExportedProgram:
     """Let users read the operand itself; a constant expanded to another shape becomes that constant."""
     editor = Editor(program)
+    # `view` refuses the strides that contiguous and clone were put there to change; `reshape` does not mind.
+    strided = bool(editor.nodes(_aten.view.default))
     for node in editor.nodes(*_IDENTITIES, *_DROPOUTS, _aten.expand.default):
         source = node.args[0]
-        if not isinstance(source, Node):
+        if not isinstance(source, Node) or (strided and node.target in _COPIES):
             continue
         if node.target is _aten.expand.default:
             _drop_expand(editor, node, source)
@@ -40,4 +43,5 @@ def _drop_expand(editor: Editor, node: Node, source: Node) -> None:
     if shape(source) == size:
         editor.replace(node, source)
     elif constant is not None and value(source) is not None:
-        editor.replace(node, editor.constant(constant.detach().expand(size).contiguous(), ("expand", source.name, size)))
+        expanded = constant.detach().expand(size).contiguous()
+        editor.replace(node, editor.constant(expanded, ("expand", source.name, size)))

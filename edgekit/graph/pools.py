@@ -4,7 +4,7 @@
     mean(x, (1, 2))                        = mean(permute(x, 0 3 1 2), (-2, -1))        x of (B, H, W, C)
     adaptive_avg_pool2d(x, 1)              = mean(x, (-2, -1), keepdim)
     amax(x, (-2, -1))                      = max_pool2d(x, (H, W))
-    mean(x, -1)                            = x e, e = (1/C, ..., 1/C) as a linear layer
+    mean(x, d)                             = (x with d last) e, e = (1/n, ..., 1/n) as a linear layer
     avg_pool2d(x, ceil_mode)               = avg_pool2d(x) where the windows tile the map exactly
     pool2d(x, k)                           = pool2d(x, k, stride k): coremltools counts the arguments
 """
@@ -40,19 +40,24 @@ def spatial_means(program: ExportedProgram) -> ExportedProgram:
     return editor.finish()
 
 
-def channel_means(program: ExportedProgram) -> ExportedProgram:
-    """Mean over the last dimension as a linear layer of one row."""
+def line_means(program: ExportedProgram) -> ExportedProgram:
+    """Mean over one dimension (of channels, of tokens) as a linear layer of one row."""
     editor = Editor(program)
     for node in editor.nodes(_aten.mean.dim):
         val, result = value(node.args[0]), shape(node)
         if val is None or result is None or val.dim() < 2 or not val.dtype.is_floating_point:
             continue
-        rank, size = val.dim(), val.shape[-1]
-        if dims(argument(node, 1, "dim"), rank) != (rank - 1,) or argument(node, 3, "dtype") is not None:
+        rank, over = val.dim(), dims(argument(node, 1, "dim"), val.dim())
+        if len(over) != 1 or argument(node, 3, "dtype") is not None:
             continue
+        x: Any = node.args[0]
+        if over[0] != rank - 1:
+            order = [d for d in range(rank) if d != over[0]] + [over[0]]
+            x = editor.call(node, _aten.permute.default, x, order)
+        size = val.shape[over[0]]
         row = editor.constant(torch.full((1, size), 1 / size, dtype=val.dtype), ("row", size, val.dtype))
-        mean = editor.call(node, _aten.linear.default, node.args[0], row)
-        if not argument(node, 2, "keepdim", False):
+        mean = editor.call(node, _aten.linear.default, x, row)
+        if tuple(mean.meta["val"].shape) != result:
             mean = editor.call(node, _aten.reshape.default, mean, list(result))
         editor.replace(node, mean)
     return editor.finish()

@@ -41,10 +41,10 @@ def slice_selects(program: ExportedProgram) -> ExportedProgram:
     editor = Editor(program)
     for node in editor.nodes(_aten.select.int):
         source, result = shape(node.args[0]), shape(node)
-        if source is None or result is None or not isinstance(node.args[2], int):
+        dim, start = argument(node, 1, "dim"), argument(node, 2, "index")
+        if source is None or result is None or not isinstance(start, int):
             continue
-        dim = node.args[1] % len(source)  # type: ignore[operator]
-        start = node.args[2] % source[dim]
+        dim, start = dim % len(source), start % source[dim]
         part = editor.call(node, _aten.slice.Tensor, node.args[0], dim, start, start + 1)
         editor.replace(node, editor.call(node, _aten.reshape.default, part, list(result)))
     for node in editor.nodes(*_SPLITS):
@@ -62,7 +62,7 @@ def _slice_parts(editor: Editor, node: Node, users: list[Node], source: tuple[in
     dim = argument(node, 1 if unbind else 2, "dim", 0) % len(source)
     sizes = [1 if unbind else int(part.shape[dim]) for part in node.meta["val"]]
     for user in users:
-        index = user.args[1] % len(sizes)  # type: ignore[operator]
+        index = argument(user, 1, "index") % len(sizes)
         start = sum(sizes[:index])
         part = editor.call(user, _aten.slice.Tensor, node.args[0], dim, start, start + sizes[index])
         if unbind:

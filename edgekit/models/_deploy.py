@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -23,7 +24,10 @@ def deploy(model: nn.Module) -> nn.Module:
 
 def _walk(module: nn.Module, uses: Counter[int]) -> nn.Module:
     while callable(method := getattr(module, "deploy", None)):
-        module = method()
+        replacement = method()
+        if not isinstance(replacement, nn.Module):
+            raise TypeError(f"{type(module).__name__}.deploy() returned {type(replacement).__name__}, not a module")
+        module = replacement
     if isinstance(module, nn.Sequential):
         _fold_norms(module, uses)
     for name, child in module.named_children():
@@ -34,7 +38,7 @@ def _walk(module: nn.Module, uses: Counter[int]) -> nn.Module:
 def _fold_norms(sequence: nn.Sequential, uses: Counter[int]) -> None:
     """Fold each Conv2d, BatchNorm2d pair of neighbours into its convolution; an identity keeps the numbering."""
     names = list(sequence._modules)
-    for first, second in zip(names, names[1:], strict=False):
+    for first, second in pairwise(names):
         conv, norm = sequence._modules[first], sequence._modules[second]
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
             continue

@@ -49,7 +49,7 @@ def _after_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tupl
 
 
 def _plain(norm: nn.LayerNorm) -> nn.LayerNorm:
-    return nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+    return nn.LayerNorm(list(norm.normalized_shape), norm.eps, elementwise_affine=False)
 
 
 def _silu(x: Tensor) -> Tensor:
@@ -198,10 +198,7 @@ class RasaBlockDeploy(nn.Module):
         first, *others = (_silu(F.conv2d(q, self.atrous.weight, None, 1, r, r, dim)) for r in self.rates)
         for other in others:
             first = first + other
-        if self.reduce is not None:
-            source = _over_channels(self.reduce_norm, self.reduce(x))
-        else:
-            source = x
+        source = x if self.reduce is None else _over_channels(self.reduce_norm, self.reduce(x))
         queries = self._heads(first).transpose(1, 2)  # (B*head, N, d)
         keys, values = self._heads(self.k(source)), self._heads(self.v(source)).transpose(1, 2)
         mixed = (queries @ keys).softmax(-1) @ values

@@ -33,7 +33,7 @@ class Executorch(Target):
     runtime_modules = ("executorch.runtime",)
     precisions: Mapping[str, str] = {
         "fp32": "float32 weights and compute",
-        "fp16": "float16 weights and compute, float32 input and output",
+        "fp16": "float16 compute, float32 input and output; its XNNPACK backend stores convolution weights in float32",
     }
 
     @property
