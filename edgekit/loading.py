@@ -4,6 +4,7 @@ A name of the zoo, `path/to/file.py:callable`, `package.module:callable` (each r
 or a `.pt2` file (an ExportedProgram).
 """
 
+import copy
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,12 +35,16 @@ class Loaded:
     weights: Weights
     preprocess: Preprocess | None
     labels: tuple[str, ...] = ()
-    spec: ModelSpec | None = None
     notes: tuple[str, ...] = ()
 
 
-def load(request: ModelRequest) -> Loaded:
-    """Load and capture the model of `request`; raises `BadInput`, `UnknownName`, `WeightsMismatch` or `CaptureFailed`."""
+def load(request: ModelRequest, module: nn.Module | None = None) -> Loaded:
+    """Load and capture the model of `request`, or `module` where the caller holds it already.
+
+    Raises `BadInput`, `UnknownName`, `WeightsMismatch` or `CaptureFailed`.
+    """
+    if module is not None:
+        return _load_module(request, type(module).__name__, copy.deepcopy(module))
     if request.model.endswith(".pt2"):
         return _load_program(request)
     if request.model in ZOO:
@@ -63,8 +68,19 @@ def _load_zoo(request: ModelRequest, spec: ModelSpec) -> Loaded:
     num_classes = request.num_classes or 1000
     module = create_model(spec.name, num_classes=num_classes, weights=request.weights, seed=request.seed)
     labels = _read_labels(request) or (labels_of(spec) if num_classes == 1000 else ())
-    preprocess = _with_statistics(_scaled(spec.preprocess, shapes[0]), request)
-    return _finish(request, spec.name, module, shapes, preprocess, labels, spec, ())
+    random = f"{spec.name} has seeded random weights: its accuracy is meaningless. Give --weights."
+    inputs = _seeded(shapes, request.seed)
+    return Loaded(
+        name=spec.name,
+        request=request,
+        module=module,
+        program=capture(deploy(module), inputs),
+        inputs=inputs,
+        weights=_weights_record(request, f"seed:{request.seed}"),
+        preprocess=_with_statistics(_scaled(spec.preprocess, shapes[0]), request),
+        labels=labels,
+        notes=() if request.weights else (random,),
+    )
 
 
 def _check_zoo_shape(spec: ModelSpec, shapes: tuple[Shape, ...]) -> None:
@@ -86,50 +102,39 @@ def _load_callable(request: ModelRequest) -> Loaded:
         raise BadInput(
             f"{place}: models cannot be loaded by name in this version", f"-m takes {FORMS}: wrap it in a function."
         )
-    module = call(request.model, request.num_classes, request.seed)
+    return _load_module(request, attribute, call(request.model, request.num_classes, request.seed))
+
+
+def _load_module(request: ModelRequest, name: str, module: nn.Module) -> Loaded:
     if request.weights:
         load_weights(module, request.model, read_state(Path(request.weights)), request.weights)
     size = request.image_size or 224
     shapes = request.input_shape or ((request.batch_size, 3, size, size),)
-    preprocess, note = _assumed_preprocess(module, shapes[0], request)
-    return _finish(request, attribute, module.eval(), shapes, preprocess, _read_labels(request), None, note)
-
-
-def _finish(
-    request: ModelRequest,
-    name: str,
-    module: nn.Module,
-    shapes: tuple[Shape, ...],
-    preprocess: Preprocess | None,
-    labels: tuple[str, ...],
-    spec: ModelSpec | None,
-    notes: tuple[str, ...],
-) -> Loaded:
-    generator = torch.Generator().manual_seed(request.seed)
-    inputs = tuple(torch.randn(shape, generator=generator) for shape in shapes)
-    program = capture(deploy(module), inputs)
-    if request.weights is None:
-        source = f"seed:{request.seed}" if spec else "own"
-        notes = (
-            (*notes, f"{name} has seeded random weights: its accuracy is meaningless. Give --weights.")
-            if spec
-            else notes
-        )
-        weights = Weights(source=source)
-    else:
-        weights = Weights(source=Path(request.weights).name, sha256=sha256(Path(request.weights)))
+    module.eval()
+    preprocess, notes = _assumed_preprocess(module, shapes[0], request)
+    inputs = _seeded(shapes, request.seed)
     return Loaded(
         name=name,
         request=request,
         module=module,
-        program=program,
+        program=capture(deploy(module), inputs),
         inputs=inputs,
-        weights=weights,
+        weights=_weights_record(request, "own"),
         preprocess=preprocess,
-        labels=labels,
-        spec=spec,
+        labels=_read_labels(request),
         notes=notes,
     )
+
+
+def _seeded(shapes: tuple[Shape, ...], seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def _weights_record(request: ModelRequest, otherwise: str) -> Weights:
+    if request.weights is None:
+        return Weights(source=otherwise)
+    return Weights(source=Path(request.weights).name, sha256=sha256(Path(request.weights)))
 
 
 def _load_program(request: ModelRequest) -> Loaded:

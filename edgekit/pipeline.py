@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from torch import nn
+
 from edgekit.artifacts import (
     LABELS,
     Golden,
@@ -32,7 +34,7 @@ from edgekit.verification import verify as check
 
 
 def export(
-    model: str,
+    model: str | nn.Module,
     target: str | Sequence[str] = "all",
     *,
     precision: str = "fp32",
@@ -53,13 +55,13 @@ def export(
 ) -> tuple[Artifact, ...]:
     """Export `model` to one or more targets and verify each artifact against the float model.
 
-    `model` is a zoo name, "file.py:callable", "package.module:callable" or a .pt2 file; `target` a name, several, or
-    "all". Each artifact is the folder `out`/<name>-<target>-<precision>, written whole or not at all.
+    `model` is a zoo name, "file.py:callable", "package.module:callable", a .pt2 file or an nn.Module; `target` a name,
+    several, or "all". Each artifact is the folder `out`/<name>-<target>-<precision>, written whole or not at all.
     Raises an `EdgekitError`: `GateFailed` when an artifact is not equal enough (nothing is left of it),
     `PartialFailure` when some of several targets failed.
     """
     request = ModelRequest(
-        model=model,
+        model=model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
         weights=None if weights is None else str(weights),
         num_classes=num_classes,
         image_size=image_size,
@@ -77,9 +79,10 @@ def export(
     job = _Job(request, precision, Path(out), verify, min_sqnr, force)
     report = on_step or (lambda what, done, total: None)
     total = 1 + len(targets)
-    report(f"loading {model}", 0, total)
-    loaded = load(request)
+    report(f"loading {request.model}", 0, total)
+    loaded = load(request, None if isinstance(model, str) else model)
     golden = golden_of(loaded)
+    _check_labels(loaded, golden)
     done: list[Artifact] = []
     failed: list[tuple[str, EdgekitError]] = []
     for n, t in enumerate(targets, start=1):
@@ -94,6 +97,15 @@ def export(
     if failed:
         raise PartialFailure(tuple(done), tuple(failed))
     return tuple(done)
+
+
+def _check_labels(loaded: Loaded, golden: Golden) -> None:
+    classes = golden[1][0][0].shape[-1]
+    if loaded.labels and len(loaded.labels) != classes:
+        raise BadInput(
+            f"{loaded.request.labels} has {len(loaded.labels)} labels, {loaded.name} {classes} classes",
+            "Give one label a line, in the order of the classes.",
+        )
 
 
 def targets_of(target: str | Sequence[str]) -> tuple[Target, ...]:

@@ -132,3 +132,23 @@ def test_real_weights_load_and_keep_their_accuracy(shared: Path) -> None:
     assert result.n == 800
     assert result.top1 == pytest.approx(88.0, abs=0.2)
     assert result.top5 == pytest.approx(98.0, abs=0.2)
+
+
+def test_a_module_in_hand_exports(tmp_path: Path) -> None:
+    """The Python door takes the object itself, and leaves it as it was."""
+    import edgekit
+
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x).mean((-2, -1))
+
+    mine = Mine().train()
+    before = {k: v.clone() for k, v in mine.state_dict().items()}
+    (artifact,) = edgekit.export(mine, "onnx", image_size=32, out=tmp_path)
+    assert artifact.path.name == "Mine-onnx-fp32"
+    assert mine.training
+    assert all(torch.equal(v, before[k]) for k, v in mine.state_dict().items())

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PRECISIONS, TARGETS, Cli, Exporter, process
+
 from safetensors.numpy import load_file, save_file
 
 from edgekit.loading import load
 from edgekit.types import ModelRequest, Preprocess
 from edgekit.verification import MIN_SQNR_DB, sqnr_db
+from tests.conftest import PRECISIONS, TARGETS, Cli, Exporter, process
 
 Copier = Callable[..., Path]
 ALL = [(t, p) for t in TARGETS for p in PRECISIONS]

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgekit.models import mobilenet
+from edgekit.models import lvt, mobilenet
 
 from edgekit.models._deploy import deploy as deploy
 from edgekit.models._weights import load_weights as load_weights
@@ -14,7 +14,7 @@ from edgekit.models._weights import read_state as read_state
 from edgekit.registry import Registry
 from edgekit.types import ModelSpec
 
-ZOO: Mapping[str, ModelSpec] = Registry("model", [*mobilenet.MODELS])
+ZOO: Mapping[str, ModelSpec] = Registry("model", [*lvt.MODELS, *mobilenet.MODELS])
 
 
 def list_models() -> tuple[ModelSpec, ...]:

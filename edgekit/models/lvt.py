@@ -24,7 +24,7 @@ of more than four dimensions.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ from edgekit.models._lvt_deploy import (
     PooledHeadDeploy,
     RasaBlockDeploy,
 )
+from edgekit.types import ModelSpec, Preprocess
 
 HEAD_DIM = 32
 ATROUS_RATES = (1, 3, 5)
@@ -347,3 +348,26 @@ def convert_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"two entries for {ours!r} in the published state")
         state[ours] = value
     return state
+
+
+def _spec(name: str, build: Callable[[int], nn.Module], params: int, macs: int, notes: str) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        family="lvt",
+        build=build,
+        params=params,
+        macs=macs,
+        paper="https://arxiv.org/abs/2112.10809",
+        licence="Apache-2.0 (this implementation); the published weights are for research only",
+        preprocess=Preprocess(resize=233, crop=(224, 224)),  # crop_pct 0.96, bicubic, ImageNet statistics
+        convert_state=convert_state,
+        labels="imagenet1k",
+        weights=("published LVT checkpoints, by their own names",),
+        notes=notes,
+    )
+
+
+MODELS = (
+    _spec("lvt", lvt, 5_521_844, 888_816_128, "Class-attention head; published top-1 74.8 % on ImageNet-1k at 224."),
+    _spec("lvt-gap", lvt_gap, 3_686_604, 861_803_008, "Pooled head on the same backbone."),
+)

@@ -61,7 +61,9 @@ class MobileNetV2(nn.Module):
 
 def _init(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        # He's normal by fan out; a depthwise filter feeds one channel, which nn.init's own count overlooks.
+        fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+        nn.init.normal_(module.weight, 0.0, (2 / fan_out) ** 0.5)
     elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.01)
         nn.init.zeros_(module.bias)
@@ -96,6 +98,7 @@ def _spec(name: str, padding: str, preprocess: Preprocess, notes: str, tag: str)
         licence="Apache-2.0 (this implementation)",
         preprocess=preprocess,
         convert_state=partial(convert_state, 1e-3 if padding == "same" else 1e-5),
+        stride=1,
         labels="imagenet1k",
         weights=(tag,),
         notes=notes,

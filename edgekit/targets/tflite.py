@@ -80,9 +80,10 @@ class Tflite(Target):
             for x, image in zip(sample_inputs(program), images, strict=True)
         )
         try:
-            litert_torch.convert(_ChannelsLast(program.module(), images), samples).export(str(path))
+            converted = litert_torch.convert(_ChannelsLast(program.module(), images), samples).model_content()
         except Exception as error:  # the converter raises plain RuntimeError and MLIR errors
             raise explain(self, program, error) from error
+        path.write_bytes(converted)  # its own writer ends the process on a full disk
         if precision == "fp16":
             _halve_weights(self, path)
         try:
