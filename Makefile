@@ -3,7 +3,7 @@
 #   make test    the tests
 # Both make the environment .venv where it is missing.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
@@ -20,7 +20,7 @@ demo: $(READY)
 	done
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

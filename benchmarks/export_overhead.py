@@ -1,4 +1,4 @@
-"""What edgekit adds to the bare library calls: `edgekit export -m lvt -t coreml`, verified, against torch.export + ct.convert.
+"""What `edgekit export -m lvt -t coreml`, verified, adds to the bare calls of torch.export and ct.convert.
 
 Whole processes, in turns, imports included. The ratio of the medians is the figure; the contract is 1.3.
 """

@@ -189,7 +189,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def write_golden(folder: Path, golden: Golden) -> None:
-    """Write `golden.safetensors`: `input.N` and `output.N` for sample N (`input.N.M` where there are several inputs)."""
+    """Write `golden.safetensors`: `input.N` and `output.N` for sample N (`input.N.M` where there are several)."""
     from safetensors.numpy import save
 
     arrays: dict[str, NDArray[np.generic]] = {}

@@ -39,7 +39,7 @@ class GateFailed(EdgekitError):
 
 
 class PartialFailure(EdgekitError):
-    """Some of several targets failed; the others are in `artifacts`."""
+    """Some of several targets failed; the others are in `artifacts`. If all failed alike, the exit code is theirs."""
 
     def __init__(self, artifacts: tuple[Any, ...], failures: tuple[tuple[str, EdgekitError], ...]) -> None:
         names = ", ".join(name for name, _ in failures)
@@ -48,6 +48,9 @@ class PartialFailure(EdgekitError):
             + "\n".join(f"{name}: {error}" for name, error in failures)
         )
         self.artifacts, self.failures = artifacts, failures
+        codes = {error.exit_code for _, error in failures}
+        if not artifacts and len(codes) == 1:
+            self.exit_code = codes.pop()
 
 
 class UsageError(EdgekitError):

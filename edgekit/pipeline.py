@@ -134,8 +134,8 @@ def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Ar
     _check_destination(destination, loaded, target, job)
     target.require()
     inputs = target.io(_input_specs(loaded))
-    outputs = _output_specs(golden)
-    golden = in_artifact_layout(golden, inputs)
+    outputs = target.io(_output_specs(golden))
+    golden = in_artifact_layout(golden, inputs, outputs)
     with atomic_folder(destination) as folder:
         delegation = target.lower(loaded.program, job.precision, folder / f"model{target.suffix}", inputs, outputs)
         write_golden(folder, golden)
@@ -155,7 +155,7 @@ def _verified(folder: Path, manifest: Manifest, job: _Job) -> Manifest:
     verification = check(folder, min_sqnr=job.min_sqnr)
     if not verification.passed:
         raise GateFailed(
-            f"{manifest.name} for {manifest.target} in {manifest.precision} does not compute what the float model computes:\n  "
+            f"{manifest.name} for {manifest.target} in {manifest.precision} does not compute what the float model does:\n  "
             + "\n  ".join(verification.failures),
             "Nothing was written. --min-sqnr DB sets another floor; --no-verify writes the artifact unproven.",
         )
@@ -181,7 +181,7 @@ def _manifest(
         files=hash_files(folder),
         inputs=inputs,
         outputs=outputs,
-        preprocess=loaded.preprocess,
+        preprocess=loaded.preprocess if inputs[0].layout else None,
         request=loaded.request,
         delegation=delegation,
         layers=_layers(loaded, job.precision),

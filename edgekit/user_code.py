@@ -36,7 +36,7 @@ def _find(place: str, attribute: str) -> object:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except BadInput:
         raise
-    except Exception as error:  # the user's own code runs here and may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code runs here and may raise anything
         raise BadInput(f"importing {place} failed: {type(error).__name__}: {error}", _last_line(error)) from error
     if not hasattr(module, attribute):
         names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
@@ -48,7 +48,8 @@ def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise BadInput(f"there is no file {path}", "Check the path before the colon in -m.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # the file may import its neighbours
     try:
@@ -66,10 +67,10 @@ def _call(function: Callable[..., object], reference: str, num_classes: int | No
         arguments["num_classes"] = num_classes
     try:
         return function(**arguments)
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise BadInput(f"{reference} failed: {type(error).__name__}: {error}", _last_line(error)) from error
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"at {frame.filename}:{frame.lineno}: {frame.line}"

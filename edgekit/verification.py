@@ -120,7 +120,8 @@ def _failures(output: OutputError, floor: float) -> list[str]:
     found = []
     if not output.sqnr_db >= floor:
         found.append(
-            f"output {output.name}: SQNR {output.sqnr_db:.1f} dB is below {floor:g} dB (max error {output.max_abs_error:.3g})"
+            f"output {output.name}: SQNR {output.sqnr_db:.1f} dB is below {floor:g} dB"
+            f" (max error {output.max_abs_error:.3g})"
         )
     if output.top1_agreement is not None and output.top1_agreement < 1:
         found.append(
@@ -131,9 +132,10 @@ def _failures(output: OutputError, floor: float) -> list[str]:
 
 def _measure(spec: TensorSpec, references: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]]) -> OutputError:
     for a, r in zip(actual, references, strict=True):
-        if a.shape != r.shape:
+        if (a.shape, a.dtype) != (r.shape, r.dtype):
             raise ArtifactDamaged(
-                f"output {spec.name} has shape {a.shape}, the reference {r.shape}", "Export the artifact again."
+                f"output {spec.name} is {a.dtype} {a.shape}, the reference {r.dtype} {r.shape}",
+                "Export the artifact again.",
             )
     errors = [np.abs(a.astype(np.float64) - r.astype(np.float64)) for a, r in zip(actual, references, strict=True)]
     classes = len(spec.shape) == 2 and spec.shape[1] > 1
@@ -172,14 +174,19 @@ def golden_of(loaded: Loaded) -> Golden:
     seed = loaded.request.seed
     if loaded.preprocess is None or len(loaded.inputs) != 1:
         generator = torch.Generator().manual_seed(seed + 1)
-        samples = [
-            [torch.randn(x.shape, generator=generator).to(x.dtype).numpy() for x in loaded.inputs] for _ in range(4)
-        ]
+        samples = [[_like(x, generator).numpy() for x in loaded.inputs] for _ in range(4)]
     else:
         photos = [apply(loaded.preprocess, photo) for photo in sample_photos()]
         photos += _noise(loaded.preprocess, seed)
         samples = [[batch] for batch in _batches(photos, loaded.inputs[0].shape[0])]
     return samples, [reference(loaded, sample) for sample in samples]
+
+
+def _like(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normal numbers; of whole numbers (which may be places in a table) the example's own, shuffled."""
+    if example.is_floating_point():
+        return torch.randn(example.shape, generator=generator).to(example.dtype)
+    return example.flatten()[torch.randperm(example.numel(), generator=generator)].reshape(example.shape)
 
 
 def reference(loaded: Loaded, sample: Sequence[NDArray[Any]]) -> Arrays:
@@ -216,9 +223,12 @@ def to_layout(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if spec.layout == "NHWC" else array
 
 
-def in_artifact_layout(golden: Golden, inputs: tuple[TensorSpec, ...]) -> Golden:
-    """Golden vectors of the captured program as an artifact with these inputs takes them."""
-    return [[to_layout(a, s) for a, s in zip(sample, inputs, strict=True)] for sample in golden[0]], golden[1]
+def in_artifact_layout(golden: Golden, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Golden:
+    """Golden vectors of the captured program as an artifact with these inputs and outputs has them."""
+    return (
+        [[to_layout(a, s).astype(s.dtype) for a, s in zip(sample, inputs, strict=True)] for sample in golden[0]],
+        [[a.astype(s.dtype) for a, s in zip(sample, outputs, strict=True)] for sample in golden[1]],
+    )
 
 
 def _golden_of(artifact: Artifact, images: Path) -> Golden:
@@ -233,7 +243,7 @@ def _golden_of(artifact: Artifact, images: Path) -> Golden:
     batches = _batches([apply(loaded.preprocess, photo) for photo in photos], loaded.inputs[0].shape[0])
     samples: list[Arrays] = [[batch] for batch in batches]
     golden = samples, [reference(loaded, sample) for sample in samples]
-    return in_artifact_layout(golden, artifact.manifest.inputs)
+    return in_artifact_layout(golden, artifact.manifest.inputs, artifact.manifest.outputs)
 
 
 def reference_of(artifact: Artifact) -> Loaded:

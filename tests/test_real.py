@@ -18,7 +18,9 @@ def data(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
-def artifacts(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, ...]:
+def artifacts(
+    request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Artifact, ...]:
     out = tmp_path_factory.mktemp(request.param)
     weights = data / "mobilenetv2_imagenet.safetensors"
     return edgekit.export("mobilenet-v2", "all", precision=request.param, weights=weights, out=out)
@@ -53,7 +55,7 @@ def test_evaluate_reports_accuracy_and_agreement(artifacts: tuple[Artifact, ...]
 
 
 def test_predict_knows_a_photo_it_has_never_seen(artifacts: tuple[Artifact, ...], photo: Path) -> None:
-    """scikit-learn's flower is a dahlia: not an ImageNet class, so the nearest one, daisy, or a bee on it, is the answer."""
+    """scikit-learn's flower is a dahlia, which ImageNet lacks: what counts is that all runtimes say the same."""
     for artifact in artifacts:
         ((best, *_),) = edgekit.predict(artifact, [photo])
         assert best.label == edgekit.predict(artifacts[0], [photo])[0][0].label

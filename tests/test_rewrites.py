@@ -15,9 +15,10 @@ from edgekit.graph.activations import half_gelu, plain_silu
 from edgekit.graph.layer_norm import layer_norm
 from edgekit.graph.matmul import attention, batched_matmul, transposed_products
 from edgekit.graph.noops import drop_noops
-from edgekit.graph.permutes import merge_permutes
+from edgekit.graph.permutes import merge_layouts, merge_permutes
 from edgekit.graph.pools import explicit_strides, floor_pools, line_means, spatial_maxima, spatial_means
-from edgekit.graph.views import merge_reshapes, reshape_views, slice_selects
+from edgekit.graph.softmaxes import short_softmaxes
+from edgekit.graph.views import cropping_pads, merge_reshapes, reshape_views, slice_selects
 
 Rule = Callable[[ExportedProgram], ExportedProgram]
 MAP = (2, 8, 4, 6)
@@ -63,6 +64,17 @@ def inplace(m: Call, x: Tensor) -> Tensor:
     return F.silu(x) + y
 
 
+def shares(m: Call, x: Tensor, bias: bool) -> Tensor:
+    """Logits of a linear layer, softmax over fours of them."""
+    weight = m.token.reshape(8, 1) * m.token.reshape(1, 8)
+    return F.linear(x, weight, m.norm.bias if bias else None).reshape(-1, 2, 4).softmax(-1)
+
+
+def unwound(m: Call, x: Tensor) -> Tensor:
+    turned = x.permute(1, 0, 2, 3).reshape(8, 48).permute(1, 0)
+    return turned.permute(1, 0).reshape(8, 2, 4, 6).permute(1, 0, 2, 3) + 1
+
+
 FIRES: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...]], tuple[int, ...], str]] = [
     ("last dimension", layer_norm, lambda m, x: m.norm(x), (3, 5, 8), "layer_norm"),
     ("matrix", layer_norm, lambda m, x: F.layer_norm(x, (8,)), (5, 8), "layer_norm"),
@@ -84,6 +96,12 @@ FIRES: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...
     ("split", slice_selects, lambda m, x: torch.cat(x.split([3, 5], 1)[::-1], 1), MAP, "split"),
     ("chunk", slice_selects, lambda m, x: x.chunk(3, -1)[2] * 2, (2, 3, 7), "chunk"),
     ("chain", merge_reshapes, lambda m, x: x.reshape(2, 48, 4).reshape(16, 24) + 1, MAP, "48, 4"),
+    ("moved", cropping_pads, lambda m, x: F.pad(x[:, :, 1:, :-1], (1, 0, 0, 1)), MAP, "slice"),
+    ("cropped", cropping_pads, lambda m, x: F.pad(x[:, -6:-1, :3], (2, 1), value=0.5), MAP, "slice"),
+    ("unwound", merge_layouts, unwound, MAP, "permute"),
+    ("rows", short_softmaxes, lambda m, x: shares(m, x, True), (300, 8), "softmax"),
+    ("map without bias", short_softmaxes, lambda m, x: shares(m, x, False), (2, 16, 10, 8), "softmax"),
+    ("huge logits", short_softmaxes, lambda m, x: shares(m, x * 1e4, True), (300, 8), "softmax"),
     ("noop", drop_noops, lambda m, x: F.dropout(x.contiguous().clone().detach(), 0.1, False) + 1, MAP, "clone"),
     ("expand", drop_noops, lambda m, x: torch.cat([m.token.expand(3, -1, -1), x], 1), (3, 4, 8), "expand"),
     ("mean", spatial_means, lambda m, x: x.mean((2, 3)), MAP, ""),
@@ -126,6 +144,12 @@ STAYS: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...
     ("grouped", attention, lambda m, x: F.scaled_dot_product_attention(x, x[:, :2], x[:, :2], enable_gqa=True), MAP),
     ("two users", transposed_products, lambda m, x: (y := x @ x.transpose(1, 2)) + y.transpose(1, 2), (2, 3, 4)),
     ("single", merge_permutes, lambda m, x: x.permute(0, 2, 3, 1) + 1, MAP),
+    ("cuts and pads one side", cropping_pads, lambda m, x: F.pad(x[:, 1:], (0, 0, 0, 0, 1, 0)), MAP),
+    ("reflects", cropping_pads, lambda m, x: F.pad(x[:, :, :, 1:], (1, 1, 0, 0), mode="reflect"), MAP),
+    ("every second", cropping_pads, lambda m, x: F.pad(x[:, ::2], (1, 1)), MAP),
+    ("few rows", short_softmaxes, lambda m, x: shares(m, x, True), (100, 8)),
+    ("logits used twice", short_softmaxes, lambda m, x: (y := F.linear(x, m.token[0])).softmax(-1) + y, (300, 8)),
+    ("other dimension", short_softmaxes, lambda m, x: F.linear(x, m.token[0]).softmax(0), (300, 8)),
     ("one dimension", spatial_means, lambda m, x: x.mean(1), MAP),
     ("kept", spatial_means, lambda m, x: x.mean((2, 3), keepdim=True), MAP),
     ("to 2x2", spatial_means, lambda m, x: F.adaptive_avg_pool2d(x, 2), MAP),

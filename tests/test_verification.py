@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
 from edgekit.loading import load
 from edgekit.types import ModelRequest, Preprocess
@@ -318,6 +318,63 @@ def test_an_artifact_made_without_proof_says_so_and_can_be_proven_later(cli: Cli
     assert "NOT VERIFIED" in result.out
     assert manifest_of(tmp_path / "net-onnx-fp32")["verification"] == []
     assert cli("verify", tmp_path / "net-onnx-fp32").code == 0
+
+
+MANY = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+
+    def forward(self, x, gate):
+        y = self.conv(x) * gate
+        best, place = y.mean((2, 3)).topk(2)
+        # Neither in the order of the names nor of one type.
+        rest = [y.sum(1), y.amax(1)]
+        return {"mask": y.argmax(1), "found": (y > 0).any(1), "best": best, "place": place, "all": rest}
+"""
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_several_inputs_and_outputs_of_several_types_keep_their_order(cli: Cli, tmp_path: Path, target: str) -> None:
+    (tmp_path / "many.py").write_text(MANY, encoding="utf-8")
+    shapes = ("--input-shape", "1,3,16,16", "--input-shape", "1,5,1,1")
+    result = cli("export", "-m", f"{tmp_path}/many.py:Net", "-t", target, *shapes, "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    folder = tmp_path / "out" / f"Net-{target}-fp32"
+    manifest = manifest_of(folder)
+    assert manifest["preprocess"] is None
+    golden = load_file(folder / "golden.safetensors")
+    for kind, specs in (("input", manifest["inputs"]), ("output", manifest["outputs"])):
+        for m, spec in enumerate(specs):  # pyright: ignore[reportArgumentType]
+            array = golden[f"{kind}.3.{m}"]
+            assert (list(array.shape), str(array.dtype)) == (spec["shape"], spec["dtype"])
+    assert [golden[f"output.0.{m}"].ndim for m in range(6)] == [3, 3, 2, 2, 3, 3]
+    whole = {"coreml": "int32", "tflite": "int32"}.get(target, "int64")
+    assert str(golden["output.0.0"].dtype) == str(golden["output.0.3"].dtype) == whole
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+
+    def forward(self, places: torch.Tensor) -> torch.Tensor:
+        return self.table(places).sum(1)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_whole_numbers_as_inputs_are_those_that_the_program_knows(cli: Cli, tmp_path: Path, target: str) -> None:
+    path = tmp_path / "table.pt2"
+    torch.export.save(torch.export.export(Table(), (torch.arange(6)[None],)), path)
+    result = cli("export", "-m", path, "-t", target, "-o", tmp_path)
+    assert result.code == 0, result.err
+    golden = load_file(tmp_path / f"table-{target}-fp32" / "golden.safetensors")
+    assert all(sorted(golden[f"input.{n}"][0]) == list(range(6)) for n in range(4))
 
 
 # ------------------------------------------------------------------------------------------ the measure

@@ -48,7 +48,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; the exit codes are 0 done, 1 a gate failed, 2 bad input or usage, 3 something is missing."""
+    """Run the command line. Exit codes: 0 done, 1 a gate failed, 2 bad input or usage, 3 something is missing."""
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     # torch's threads wait by spinning, which makes it ten times slower while another process wants the cores.
@@ -74,8 +74,9 @@ def main() -> None:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C, a polite kill and a closed terminal raise KeyboardInterrupt, again each second while it does not get through: importing or
-    running an exporter may swallow one. The list holds the signals that came.
+    """Make Ctrl-C, a polite kill and a closed terminal raise KeyboardInterrupt; the list holds the signals that came.
+
+    It is raised again each second until it gets through: importing or running an exporter may swallow one.
     """
     came: list[int] = []
 

@@ -16,9 +16,13 @@ def count(number: int) -> str:
 def artifact_lines(artifact: Artifact) -> list[str]:
     """One line for the artifact, one for its parity, one for its delegation."""
     manifest = artifact.manifest
-    head = f"{manifest.target:<11}{manifest.precision:<6}{artifact.seconds:5.1f} s  {artifact.path}  {size(artifact.size_bytes)}"
+    head = f"{manifest.target:<11}{manifest.precision:<6}{artifact.seconds:5.1f} s  {artifact.path}"
     parity = parity_line(manifest.verification[0]) if manifest.verification else "NOT VERIFIED (--no-verify)"
-    return [head, f"  parity      {parity}", *(f"  {line}" for line in delegation_lines(manifest.delegation))]
+    return [
+        f"{head}  {size(artifact.size_bytes)}",
+        f"  parity      {parity}",
+        *(f"  {line}" for line in delegation_lines(manifest.delegation)),
+    ]
 
 
 def parity_line(v: Verification) -> str:
@@ -41,7 +45,8 @@ def delegation_lines(d: Delegation) -> list[str]:
 
 def next_command(artifacts: tuple[Artifact, ...]) -> str:
     """What to try with a fresh artifact."""
-    verb = "predict" if artifacts[0].manifest.preprocess else "inspect"
+    manifest = artifacts[0].manifest
+    verb = "predict" if manifest.preprocess and len(manifest.outputs[0].shape) == 2 else "inspect"
     return f"Next: edgekit {verb} {artifacts[0].path}" + (" PHOTO.jpg" if verb == "predict" else "")
 
 

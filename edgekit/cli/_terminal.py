@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -70,23 +70,15 @@ def terminal(debug: bool) -> Iterator[Terminal]:
     sys.stdout.flush()
     sys.stderr.flush()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out, os.fdopen(os.dup(2), "w", encoding="utf-8") as err:
-        if debug:
-            # On stderr, so that --json stays one document.
-            os.dup2(2, 1)
-            try:
-                yield Terminal(out, err)
-            finally:
-                sys.stdout.flush()
-                os.dup2(out.fileno(), 1)
-            return
-        with tempfile.TemporaryFile() as sink:
+        # In debug they go to stderr, so that --json stays one document.
+        sink = os.fdopen(os.dup(2), "w") if debug else tempfile.TemporaryFile("w")  # noqa: SIM115
+        with sink, redirect_stdout(sink), redirect_stderr(sink):
             os.dup2(sink.fileno(), 1)
             os.dup2(sink.fileno(), 2)
             try:
                 yield Terminal(out, err)
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
+                sink.flush()
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
 

@@ -33,6 +33,6 @@ def evaluate(
         low, high = result.ci95
         agreement = "" if result.agreement is None else f" · agreement with float {result.agreement:.2f} %"
         screen.print(
-            f"top-1 {result.top1:.2f} % (95 % interval {low:.1f} to {high:.1f}) · top-5 {result.top5:.2f} %{agreement} · "
-            f"{result.n} images · {result.images_per_second:.1f} images/s"
+            f"top-1 {result.top1:.2f} % (95 % interval {low:.1f} to {high:.1f}) · top-5 {result.top5:.2f} %{agreement}"
+            f" · {result.n} images · {result.images_per_second:.1f} images/s"
         )

@@ -60,6 +60,7 @@ def open_images(path: Path) -> ImageSet:
 
 def read_image(source: Path | bytes, name: str = "") -> Pillow.Image:
     """One photo, wholly decoded. Raises `BadInput` for what is missing, broken, no image or absurdly large."""
+    name = name or ("the image" if isinstance(source, bytes) else str(source))
     if isinstance(source, Path) and not source.is_file():
         raise BadInput(f"there is no image {source}", "Give the path of a photo, e.g. a .jpg or .png file.")
     try:
@@ -69,11 +70,9 @@ def read_image(source: Path | bytes, name: str = "") -> Pillow.Image:
                 image.load()
                 return image.copy()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise BadInput(
-            f"{name or source} is not an image that can be read ({error})", "Give a .jpg or .png photo."
-        ) from error
+        raise BadInput(f"{name} is not an image that can be read ({error})", "Give a .jpg or .png photo.") from error
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
-        raise BadInput(f"{name or source} is too large to be a photo ({error})", "Scale it down first.") from error
+        raise BadInput(f"{name} is too large to be a photo ({error})", "Scale it down first.") from error
 
 
 class _Folder:

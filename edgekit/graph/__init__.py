@@ -15,9 +15,10 @@ from edgekit.graph.activations import half_gelu, plain_silu
 from edgekit.graph.layer_norm import layer_norm
 from edgekit.graph.matmul import attention, batched_matmul, transposed_products
 from edgekit.graph.noops import drop_noops
-from edgekit.graph.permutes import merge_permutes
+from edgekit.graph.permutes import merge_layouts, merge_permutes
 from edgekit.graph.pools import explicit_strides, floor_pools, line_means, spatial_maxima, spatial_means
-from edgekit.graph.views import merge_reshapes, reshape_views, slice_selects
+from edgekit.graph.softmaxes import short_softmaxes
+from edgekit.graph.views import cropping_pads, reshape_views, slice_selects
 
 Rewrite = Callable[[ExportedProgram], ExportedProgram]
 
@@ -25,12 +26,13 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     # XNNPACK's partitioner: no layer_norm, select, split, squeeze, expand; mean over a map only.
     "executorch": (
         reshape_views, drop_noops, slice_selects, attention, batched_matmul, plain_silu, half_gelu,
-        spatial_means, floor_pools, spatial_maxima, line_means, merge_permutes, layer_norm, merge_permutes,
-        merge_reshapes,
+        spatial_means, floor_pools, spatial_maxima, line_means, merge_permutes, layer_norm, merge_layouts,
     ),
-    "coreml": (reshape_views, drop_noops, explicit_strides, merge_permutes),
-    "tflite": (reshape_views, drop_noops, batched_matmul, merge_permutes, merge_reshapes),
-    "onnx": (reshape_views, drop_noops, merge_permutes, transposed_products, merge_reshapes),
+    "coreml": (reshape_views, drop_noops, explicit_strides, merge_layouts),
+    "tflite": (reshape_views, drop_noops, batched_matmul, merge_layouts),
+    "onnx": (
+        reshape_views, drop_noops, cropping_pads, short_softmaxes, merge_permutes, transposed_products, merge_layouts,
+    ),
 }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ class _HalfInterpreter(Interpreter):
         args, kwargs = tree_map(_half_dtype, (args, kwargs))
         return tree_map(_to_half, super().call_function(target, args, kwargs))
 
-    def get_attr(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _to_half(super().get_attr(target, args, kwargs))
 
 

@@ -8,6 +8,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgekit.graph._edit import PERMUTES, Editor, permutation
+from edgekit.graph.views import merge_reshapes
 
 _aten = torch.ops.aten
 
@@ -31,3 +32,12 @@ def merge_permutes(program: ExportedProgram) -> ExportedProgram:
         assert isinstance(root, Node)
         editor.replace(node, root if identity else editor.call(node, _aten.permute.default, root, list(order)))
     return editor.finish()
+
+
+def merge_layouts(program: ExportedProgram) -> ExportedProgram:
+    """`merge_permutes` and `merge_reshapes` by turns until neither fires: chains of both unwind from inside."""
+    while True:
+        merged = merge_reshapes(merge_permutes(program))
+        if merged is program:
+            return program
+        program = merged

@@ -1,12 +1,12 @@
 """Means and maxima over a map in the one form XNNPACK and the others share.
 
-    mean(x, (-2, -1))                      = reshape(mean(x, (-2, -1), keepdim))        x of (B, C, H, W)
-    mean(x, (1, 2))                        = mean(permute(x, 0 3 1 2), (-2, -1))        x of (B, H, W, C)
-    adaptive_avg_pool2d(x, 1)              = mean(x, (-2, -1), keepdim)
-    amax(x, (-2, -1))                      = max_pool2d(x, (H, W))
-    mean(x, d)                             = (x with d last) e, e = (1/n, ..., 1/n) as a linear layer
-    avg_pool2d(x, ceil_mode)               = avg_pool2d(x) where the windows tile the map exactly
-    pool2d(x, k)                           = pool2d(x, k, stride k): coremltools counts the arguments
+mean(x, (-2, -1))                      = reshape(mean(x, (-2, -1), keepdim))        x of (B, C, H, W)
+mean(x, (1, 2))                        = mean(permute(x, 0 3 1 2), (-2, -1))        x of (B, H, W, C)
+adaptive_avg_pool2d(x, 1)              = mean(x, (-2, -1), keepdim)
+amax(x, (-2, -1))                      = max_pool2d(x, (H, W))
+mean(x, d)                             = (x with d last) e, e = (1/n, ..., 1/n) as a linear layer
+avg_pool2d(x, ceil_mode)               = avg_pool2d(x) where the windows tile the map exactly
+pool2d(x, k)                           = pool2d(x, k, stride k): coremltools counts the arguments
 """
 
 from typing import Any

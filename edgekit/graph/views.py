@@ -87,3 +87,37 @@ def merge_reshapes(program: ExportedProgram) -> ExportedProgram:
         elif root is not node.args[0]:
             editor.replace(node, editor.call(node, _aten.reshape.default, root, list(size)))
     return editor.finish()
+
+
+def cropping_pads(program: ExportedProgram) -> ExportedProgram:
+    """pad(slice(x)) as one pad, negative where the slice cuts; not where it both cuts and pads one side."""
+    editor = Editor(program)
+    for node in editor.nodes(_aten.pad.default, _aten.constant_pad_nd.default):
+        pads = list(argument(node, 1, "pad"))
+        mode = argument(node, 2, "mode", "constant") if node.target is _aten.pad.default else "constant"
+        root = node.args[0]
+        if mode != "constant" or not all(isinstance(n, int) for n in pads):
+            continue
+        while (cut := _cut(root)) is not None:
+            side = 2 * (len(shape(root) or ()) - 1 - cut[0])
+            longer = pads + [0] * (side + 2 - len(pads))
+            if any(n > 0 and longer[side + i] > 0 for i, n in enumerate(cut[1:])):
+                break
+            longer[side], longer[side + 1] = longer[side] - cut[1], longer[side + 1] - cut[2]
+            assert isinstance(root, Node)
+            pads, root = longer, root.args[0]
+        if root is not node.args[0]:
+            editor.replace(node, editor.call(node, node.target, root, pads, *node.args[2:], **node.kwargs))
+    return editor.finish()
+
+
+def _cut(node: object) -> tuple[int, int, int] | None:
+    """Dimension of a stride-1 slice and how many elements it leaves off at its start and end."""
+    if not isinstance(node, Node) or node.target is not _aten.slice.Tensor or argument(node, 4, "step", 1) != 1:
+        return None
+    source, result = shape(node.args[0]), shape(node)
+    if source is None or result is None:
+        return None
+    dim, start = argument(node, 1, "dim", 0) % len(source), argument(node, 2, "start") or 0
+    start = min(max(start + source[dim] if start < 0 else start, 0), source[dim])
+    return dim, start, source[dim] - start - result[dim]

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from edgekit.models import lvt, mobilenet
-
 from edgekit.models._deploy import deploy as deploy
 from edgekit.models._weights import load_weights as load_weights
 from edgekit.models._weights import read_state as read_state

@@ -6,8 +6,10 @@ What changes, each an identity:
   attention, whose second pass feeds the same weights with a value that did not come through the norm.
 - CSA: a 3x3 window at stride 2 meets each pixel by the parity of its row and column, so W_j x_j is a linear map of
   one of four parity phases, moved by a pixel where the window's row or column is 0; zeros enter after the map.
-- Parities are reached by views: (B, H, W, C) = (B h, 2, w, 2 C) holds row parity in dim 1, column parity in dim 3.
-- RASA: linears are 1x1 convolutions, d^-1/2 goes into the keys, keys and values are separate maps.
+- CSA's block takes its tokens in the order (row parity, column parity, B, h, w): norms and MLP do not care, a phase is
+  a range of tokens, and the two permutes cancel between blocks. Parities are reached by views of three dimensions.
+- RASA: linears are 1x1 convolutions, d^-1/2 goes into the keys. A shift common to all keys does not change softmax and
+  one common to all values comes out of it unchanged, so the reduced map's norm has its shift in the last bias only.
 - Class attention: the first query is a constant, so its keys are too; the class token is never concatenated to the
   patch tokens there; tokens are maximized over as a map.
 """
@@ -52,6 +54,17 @@ def _plain(norm: nn.LayerNorm) -> nn.LayerNorm:
     return nn.LayerNorm(list(norm.normalized_shape), norm.eps, elementwise_affine=False)
 
 
+def _affine(norm: nn.LayerNorm) -> nn.Conv2d:
+    """The norm's gain and shift on (B, C, H, W): one depthwise convolution where a runtime keeps its own layout."""
+    dim = norm.normalized_shape[0]
+    layer = nn.Conv2d(dim, dim, 1, groups=dim)
+    with torch.no_grad():
+        layer.weight.copy_(norm.weight.reshape(-1, 1, 1, 1))
+        if layer.bias is not None:
+            layer.bias.copy_(norm.bias)
+    return layer
+
+
 def _silu(x: Tensor) -> Tensor:
     # F.silu computes in float32 when it is decomposed for a half-precision graph.
     return x * x.sigmoid()
@@ -63,14 +76,24 @@ def _over_channels(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class EmbedDeploy(nn.Module):
-    """Patch embedding, unchanged: (B, H, W, Cin) -> (B, H/s, W/s, C)."""
+    """Patch embedding: (B, H, W, Cin) -> (B, H/s, W/s, C).
+
+    RASA's blocks, after every embedding of stride 2, add to the map as (B, C, H, W): there the norm's gain and shift
+    are a depthwise convolution, so that the map is a convolution's result and stays in the layout they compute in.
+    """
 
     def __init__(self, proj: nn.Conv2d, norm: nn.LayerNorm) -> None:
         super().__init__()
-        self.proj, self.norm = proj, norm
+        self.proj = proj
+        inner = proj.stride[0] == 2
+        self.norm = _plain(norm) if inner else norm
+        self.affine = _affine(norm) if inner else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        x = self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        if self.affine is not None:
+            x = self.affine(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x
 
 
 class CsaBlockDeploy(nn.Module):
@@ -88,14 +111,19 @@ class CsaBlockDeploy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
-        tokens = x.reshape(-1, dim)
-        tokens = tokens + self.attn(self.norm1(tokens), height, width)
+        h, w = height // 2, width // 2
+        columns = x.reshape(-1, 2, dim).permute(1, 0, 2)  # (2, B*H*w, C)
+        rows = columns.reshape(-1, 2, w * dim).permute(1, 0, 2)  # (2, 2*B*h, w*C)
+        tokens = rows.reshape(-1, dim)
+        tokens = tokens + self.attn(self.norm1(tokens), h, w)
         tokens = tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
-        return tokens.reshape(batch, height, width, dim)
+        rows = tokens.reshape(2, -1, w * dim).permute(1, 0, 2)
+        columns = rows.reshape(2, -1, dim).permute(1, 0, 2)
+        return columns.reshape(batch, height, width, dim)
 
 
 class CsaDeploy(nn.Module):
-    """Convolutional self-attention of normalized tokens (B*H*W, C) without unfold and fold."""
+    """Convolutional self-attention of normalized tokens (4*B*h*w, C), phase by phase, without unfold and fold."""
 
     def __init__(self, norm: nn.LayerNorm, attn: nn.Linear, taps: nn.Conv2d, proj: nn.Linear) -> None:
         super().__init__()
@@ -109,20 +137,18 @@ class CsaDeploy(nn.Module):
         scale = self.head_dim**-0.5
         weight = weight.reshape(self.heads, 9, 9, dim)[:, order][:, :, order].reshape(-1, dim) * scale
         bias = bias.reshape(self.heads, 9, 9)[:, order][:, :, order].reshape(-1) * scale
-        self.logits = _linear(torch.cat([weight, weight], 1) / 4, bias)
+        self.logits = _linear(weight / 4, bias)
         matrices = taps.weight.reshape(9, dim, dim)
         self.values = nn.ModuleList(_linear(*_after_norm(norm, matrices[j], None)) for j in order.tolist())
         self.proj = proj
 
-    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        dim, h, w = tokens.shape[1], height // 2, width // 2
-        rows = tokens.reshape(-1, 2, w, 2 * dim)
-        even, odd = rows[:, :1].reshape(-1, 2 * dim), rows[:, 1:].reshape(-1, 2 * dim)
-        mix = self.logits(even + odd).reshape(-1, 9, 9).softmax(-1)
+    def forward(self, tokens: Tensor, h: int, w: int) -> Tensor:
+        count = len(tokens) // 4
+        phases = [tokens[i * count : (i + 1) * count] for i in range(4)]
+        mix = self.logits(phases[0] + phases[1] + phases[2] + phases[3]).reshape(-1, 9, 9).softmax(-1)
         # Window row 1 lies on even image rows, rows 2 and (of the pixel below) 0 on odd ones; columns alike.
-        phases = {(1, 1): even[:, :dim], (1, 2): even[:, dim:], (2, 1): odd[:, :dim], (2, 2): odd[:, dim:]}
         values = [
-            self._moved(linear(phases[row or 2, col or 2]), h, w, row == 0, col == 0).reshape(
+            self._moved(linear(phases[2 * (row != 1) + (col != 1)]), h, w, row == 0, col == 0).reshape(
                 -1, self.heads, self.head_dim
             )
             for linear, (row, col) in zip(self.values, TAPS, strict=True)
@@ -139,7 +165,7 @@ class CsaDeploy(nn.Module):
         return F.pad(maps, (0, 0, int(right), 0, int(down), 0))
 
     def _fold(self, mixed: Tensor, h: int, w: int) -> Tensor:
-        """Window values (B*h*w*heads, 9, d), added onto the map's pixels: (B*2h*2w, C)."""
+        """Window values (B*h*w*heads, 9, d), added onto the map's pixels: (4*B*h*w, C)."""
         dim = self.heads * self.head_dim
         third = 3 * self.head_dim
         columns = mixed.reshape(-1, self.heads, 3 * third)
@@ -147,11 +173,11 @@ class CsaDeploy(nn.Module):
             columns[:, :, i * third : (i + 1) * third].reshape(-1, h, w, 3 * dim) for i in range(3)
         )  # columns 1, 2 and (of the window on the right) 0
         right = right + F.pad(moved[:, :, 1:], (0, 0, 0, 1))
-        both = torch.cat([left, right], 3).reshape(-1, 2 * w * self.heads, third)
+        both = torch.cat([left, right]).reshape(-1, self.heads, third)
         d = self.head_dim
-        upper, lower, moved = (both[:, :, i * d : (i + 1) * d].reshape(-1, h, 2 * w * dim) for i in range(3))
+        upper, lower, moved = (both[:, :, i * d : (i + 1) * d].reshape(-1, h, w * dim) for i in range(3))
         lower = lower + F.pad(moved[:, 1:], (0, 0, 0, 1))
-        return torch.cat([upper, lower], 2).reshape(-1, dim)
+        return torch.cat([upper, lower]).reshape(-1, dim)
 
 
 class RasaBlockDeploy(nn.Module):
@@ -168,22 +194,23 @@ class RasaBlockDeploy(nn.Module):
         self.heads = dim // self.head_dim
         self.rates, self.recursions = tuple(rates), recursions
         with torch.no_grad():
-            self.norm1, self.norm2 = norm1, _plain(norm2)
-            self.q, self.atrous, self.proj = _conv1x1(q.weight), atrous, _conv1x1(proj.weight, proj.bias)
+            self.norm1, self.norm2 = _plain(norm1), _plain(norm2)
+            self.affine = _affine(norm1)
+            self.q, self.atrous = _conv1x1(q.weight), atrous
             key, value = kv.weight.chunk(2)
-            key = key * self.head_dim**-0.5
+            keys_values, shift = torch.cat([key * self.head_dim**-0.5, value]), torch.zeros(dim)
             self.reduce: nn.Conv2d | None = None
-            if reduce is None:
-                self.k, self.v = _conv1x1(key), _conv1x1(value)
-            else:
+            if reduce is not None:
                 self.reduce, self.reduce_norm = reduce[0], _plain(reduce[1])
-                self.k = _conv1x1(*_after_norm(reduce[1], key, None))
-                self.v = _conv1x1(*_after_norm(reduce[1], value, None))
+                shift = value @ reduce[1].bias
+                keys_values = keys_values * reduce[1].weight
+            self.kv = _conv1x1(keys_values)
+            self.proj = _conv1x1(proj.weight, proj(shift))
             self.fc1, self.depconv, self.fc2 = _conv1x1(*_after_norm(norm2, fc1.weight, fc1.bias)), depconv, fc2
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 3, 1, 2)
-        hidden = _over_channels(self.norm1, x)
+        hidden = self.affine(_over_channels(self.norm1, x))
         for _ in range(self.recursions - 1):
             hidden = _silu(self.attend(hidden)) + hidden
         x = x + _silu(self.attend(hidden))
@@ -200,7 +227,8 @@ class RasaBlockDeploy(nn.Module):
             first = first + other
         source = x if self.reduce is None else _over_channels(self.reduce_norm, self.reduce(x))
         queries = self._heads(first).transpose(1, 2)  # (B*head, N, d)
-        keys, values = self._heads(self.k(source)), self._heads(self.v(source)).transpose(1, 2)
+        both = self.kv(source)
+        keys, values = self._heads(both[:, :dim]), self._heads(both[:, dim:]).transpose(1, 2)
         mixed = (queries @ keys).softmax(-1) @ values
         return self.proj(mixed.transpose(1, 2).reshape(x.shape))
 

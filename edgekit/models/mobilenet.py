@@ -76,7 +76,9 @@ def convert_state(eps: float, published: Mapping[str, Tensor]) -> dict[str, Tens
     (mean 0, variance 1, gain sqrt(1 + eps)) with the bias as shift, which computes the same.
     """
     state = {k: v for k, v in published.items() if not k.endswith("num_batches_tracked")}
-    for key in [k for k in state if k.startswith("features.") and k.endswith(".bias") and state[k[:-4] + "weight"].ndim == 4]:
+    for key in [
+        k for k in state if k.startswith("features.") and k.endswith(".bias") and state[k[:-4] + "weight"].ndim == 4
+    ]:
         bias = state.pop(key)
         stem, index = key[: -len(".bias")].rsplit(".", 1)
         norm = f"{stem}.{int(index) + 1}"

@@ -3,9 +3,10 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -47,6 +48,8 @@ class Target(ABC):
     """What of them is imported to lower."""
     runtime_modules: tuple[str, ...]
     """What is imported to run a model file: a machine that only runs needs no more."""
+    dtypes: Mapping[str, str] = MappingProxyType({})
+    """Dtypes that inputs and outputs cannot have in this runtime, and what it has instead."""
     precisions: Mapping[str, str]
     """Precision → what it means in this runtime."""
 
@@ -78,9 +81,9 @@ class Target(ABC):
         """Installed versions of the packages of this target."""
         return {package: version(package) for package in self.packages if _installed(package)}
 
-    def io(self, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        """The inputs as an artifact of this target takes them (TFLite takes images as NHWC)."""
-        return inputs
+    def io(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        """Inputs or outputs as an artifact of this target has them (TFLite takes images as NHWC)."""
+        return tuple(replace(s, dtype=self.dtypes.get(s.dtype, s.dtype)) for s in specs)
 
     @abstractmethod
     def lower(
@@ -97,7 +100,7 @@ class Target(ABC):
     def runner(
         self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0
     ) -> Runner:
-        """The model file run by its real runtime on this host; arrays in the order of the specs. `threads` 0: its default."""
+        """The model file, run by its real runtime on this host. `threads` 0 is the runtime's default."""
 
     @abstractmethod
     def inspect(self, path: Path) -> tuple[OpCount, ...]:

@@ -62,7 +62,9 @@ def explain(target: Target, program: ExportedProgram, error: BaseException) -> L
             f"{target.name} cannot lower {op_name(nodes[0])}" + (f"\n  at {where}" if where else ""), HINT
         )
     reason = (text.strip().splitlines() or [type(error).__name__])[0]
-    return LoweringFailed(f"{target.name} cannot lower the graph: {reason[:300]}", "Run again with --debug for all it says.")
+    return LoweringFailed(
+        f"{target.name} cannot lower the graph: {reason[:300]}", "Run again with --debug for all it says."
+    )
 
 
 def _named(program: ExportedProgram, name: str) -> list[Node]:
@@ -140,9 +142,7 @@ def _alone(
     call = _Call(program, node)
     captured = capture(call, call.inputs)
     inputs = tuple(TensorSpec(name=f"input_{n}", shape=tuple(x.shape)) for n, x in enumerate(call.inputs))
-    outputs = tuple(
-        TensorSpec(name=f"output_{n}", shape=()) for n in range(len(captured.graph_signature.user_outputs))
-    )
+    outputs = tuple(TensorSpec(name=f"output_{n}", shape=()) for n in range(len(captured.graph_signature.user_outputs)))
     return captured, inputs, outputs
 
 
@@ -157,4 +157,6 @@ def cannot_lower(target: str, op: str, where: str, reason: str = "") -> Lowering
 def cannot_lower_graph(target: str, error: BaseException) -> LoweringFailed:
     """The error for a converter that failed without saying at which op."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return LoweringFailed(f"{target} cannot lower the graph: {lines[-1][:300]}", "Run again with --debug for all that its converter says.")
+    return LoweringFailed(
+        f"{target} cannot lower the graph: {lines[-1][:300]}", "Run again with --debug for all that its converter says."
+    )

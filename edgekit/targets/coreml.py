@@ -10,8 +10,8 @@ from torch.export import ExportedProgram
 
 from edgekit.graph import rewrite
 from edgekit.targets import mil
-from edgekit.targets.coreml_package import convert, package_runner
 from edgekit.targets._base import Arrays, Runner, Target
+from edgekit.targets.coreml_package import convert, package_runner
 from edgekit.types import Delegation, OpCount, TensorSpec
 
 
@@ -24,6 +24,7 @@ class CoreML(Target):
     packages = ("coremltools",)
     modules = ("coremltools",)
     runtime_modules = ("coremltools",) if sys.platform == "darwin" else ("google.protobuf",)
+    dtypes: Mapping[str, str] = dict.fromkeys(("bool", "uint8", "int8", "int16", "int64"), "int32")
     precisions: Mapping[str, str] = {
         "fp32": "float32 weights and compute",
         "fp16": "float16 weights and compute, float32 input and output",
@@ -45,7 +46,9 @@ class CoreML(Target):
         convert(program, precision, path, [s.name for s in inputs], [s.name for s in outputs])
         return Delegation(backend="Core ML", delegated=sum(o.count for o in self.inspect(path)))
 
-    def runner(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0) -> Runner:
+    def runner(
+        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0
+    ) -> Runner:
         run_named = package_runner(path)
 
         def run(arrays: Sequence[NDArray[Any]]) -> Arrays:

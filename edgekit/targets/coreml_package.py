@@ -8,15 +8,14 @@ import hashlib
 import json
 import logging
 import math
-import re
 import sys
 import tempfile
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -292,7 +291,11 @@ def _failed_node(error: Exception, program: ExportedProgram) -> torch.fx.Node | 
 
 
 def _explained(error: Exception, node: torch.fx.Node | None) -> LoweringFailed:
-    return cannot_lower_graph("coreml", error) if node is None else cannot_lower("coreml", _origin(node), source_line(node), str(error))
+    return (
+        cannot_lower_graph("coreml", error)
+        if node is None
+        else cannot_lower("coreml", _origin(node), source_line(node), str(error))
+    )
 
 
 def _origin(node: torch.fx.Node) -> str:

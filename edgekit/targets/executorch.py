@@ -70,7 +70,7 @@ class Executorch(Target):
         """Every op outside the delegate needs a portable kernel: without one the file loads nowhere."""
         known = need("executorch.runtime", self).Runtime.get().operator_registry.operator_names
         for node in fallback:
-            name = _out_variant(node)
+            name = _out_variant(node, self)
             if name is not None and name not in known:
                 raise LoweringFailed(
                     f"executorch has no kernel for {op_name(node)}\n  at {sources([node])}",
@@ -159,14 +159,12 @@ def _is_op(node: Node) -> bool:
     return "getitem" not in str(node.target) and "executorch_call_delegate" not in str(node.target)
 
 
-def _out_variant(node: Node) -> str | None:
+def _out_variant(node: Node, target: Target) -> str | None:
     """The name under which the runtime registers the kernel of an edge op, or None where it needs none."""
     op = getattr(node.target, "_op", None)
     if op is None:
         return None
-    schema = op._schema
-    overload = schema.overload_name or ""
-    for candidate in ("out", f"{overload}_out"):
-        if candidate in op._overloadpacket.overloads():
-            return f"{schema.name}.{candidate}"
-    return f"{schema.name}.out"
+    try:
+        return str(need("executorch.exir.operator.convert", target).to_out_variant(op)[0].name())
+    except (RuntimeError, AttributeError, IndexError, KeyError):  # an op without one has no kernel either
+        return f"{op._schema.name}.out"

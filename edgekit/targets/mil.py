@@ -27,6 +27,7 @@ __all__ = ["RULES", "MilProgram", "TensorInfo", "UnknownMilOp", "load"]
 #: Every op that the evaluator knows, by its MIL name.
 RULES: Mapping[str, OpRule] = MappingProxyType(dict([*numeric_rules(), *layout_rules(), *quantized_rules()]))
 
+
 @dataclass
 class _Step:
     """One op made ready: constants converted, the names of the values it waits for, and what may be forgotten."""

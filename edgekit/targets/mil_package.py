@@ -179,7 +179,8 @@ class _Reader:
         from google.protobuf.message import DecodeError
 
         try:
-            model = _model_class().FromString(self.spec.read_bytes())
+            model = _model_class()()
+            model.ParseFromString(self.spec.read_bytes())
         except DecodeError as error:
             raise ValueError(f"{self.spec}: truncated or damaged (protobuf: {error})") from error
         if not model.HasField("mlProgram"):

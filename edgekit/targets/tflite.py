@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from edgekit.errors import MissingDependency
 from edgekit.graph import rewrite
@@ -35,9 +36,10 @@ class _ChannelsLast(nn.Module):
     def train(self, mode: bool = True) -> "_ChannelsLast":
         return self  # the program is already the eval graph, and refuses to be told
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         moved = [x.permute(0, 3, 1, 2) if image else x for x, image in zip(inputs, self.images, strict=True)]
-        return self.inner(*moved)
+        # A flat tuple: the converter would give the values of a dictionary in the order of their names.
+        return tuple(tree_leaves(self.inner(*moved)))
 
 
 @final
@@ -49,15 +51,16 @@ class Tflite(Target):
     packages = ("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer")
     modules = ("litert_torch", "ai_edge_litert")
     runtime_modules = ()  # any of RUNTIMES will do
+    dtypes: Mapping[str, str] = {"int64": "int32"}
     precisions: Mapping[str, str] = {
         "fp32": "float32 weights and compute",
         "fp16": "float16 weights, computed in float32 on a CPU and in float16 on a GPU; float32 input and output",
     }
 
-    def io(self, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    def io(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         return tuple(
             replace(s, shape=(s.shape[0], *s.shape[2:], s.shape[1]), layout="NHWC") if s.layout == "NCHW" else s
-            for s in inputs
+            for s in super().io(specs)
         )
 
     @property
@@ -171,7 +174,7 @@ def _ops(interpreter: Any) -> list[tuple[dict[str, Any], bool]]:
 
 
 def _halve_weights(target: Target, path: Path) -> None:
-    """Store the weights of convolutions and linears as float16; the runtime widens them where it computes in float32."""
+    """Store the weights of convolutions and linears as float16; a runtime that computes in float32 widens them."""
     quantizer = need("ai_edge_quantizer", target).quantizer.Quantizer(str(path))
     types = need("ai_edge_quantizer.qtyping", target)
     quantizer.update_quantization_recipe(
