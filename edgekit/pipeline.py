@@ -155,7 +155,7 @@ def _verified(folder: Path, manifest: Manifest, job: _Job) -> Manifest:
     verification = check(folder, min_sqnr=job.min_sqnr)
     if not verification.passed:
         raise GateFailed(
-            f"{manifest.name} for {manifest.target} in {manifest.precision} is not what the float model computes:\n  "
+            f"{manifest.name} for {manifest.target} in {manifest.precision} does not compute what the model does:\n  "
             + "\n  ".join(verification.failures),
             "Nothing was written. --min-sqnr DB sets another floor; --no-verify writes the artifact unproven.",
         )

@@ -55,7 +55,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with _interrupts() as interrupted:
         try:
-            code = app(args=arguments, obj=debug, standalone_mode=False)
+            code = app(args=arguments, prog_name="edgekit", obj=debug, standalone_mode=False)
         except EdgekitError as error:
             code = 130 if interrupted else _fail(str(error), error.exit_code, debug)
         except typer.TyperException as error:
