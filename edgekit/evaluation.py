@@ -15,27 +15,29 @@ from edgekit.data import ImageSet, apply, open_images
 from edgekit.errors import BadInput
 from edgekit.loading import Loaded, load
 from edgekit.prediction import Classifier, classifier
-from edgekit.types import Evaluation, ModelRequest, Step
+from edgekit.types import Artifact, Evaluation, ModelRequest, Step
 from edgekit.verification import flat_outputs, reference_of
 
 
 def evaluate(
-    subject: str | Path,
+    subject: str | Path | Artifact,
     data: str | Path,
     *,
     weights: str | Path | None = None,
+    model: str | None = None,
     limit: int | None = None,
     on_step: Step | None = None,
 ) -> Evaluation:
-    """top-1 and top-5 of `subject`, an artifact's folder or a model as `export` takes it, on the images at `data`.
+    """top-1 and top-5 of `subject`, an artifact or a model as `export` takes it, on the labelled images at `data`.
 
-    For an artifact whose float model is still there, `agreement` is the share of images with the same top-1 class.
+    For an artifact whose float model is still there, `agreement` is the share of images with the same top-1 class;
+    a float model that is Python code must be named as `model`.
     Raises `BadInput` where the data has no labels, or labels of other classes.
     """
     if limit is not None and limit < 1:
         raise BadInput(f"--limit is at least 1, not {limit}", "Leave it out to use all the images.")
     images = open_images(Path(data))
-    classify, float_classify, labels = _subject(subject, weights)
+    classify, float_classify, labels = _subject(subject, weights, model)
     to_class = _class_map(images, labels)
     report = on_step or (lambda what, done, total: None)
     total = min(len(images), limit or len(images))
@@ -74,16 +76,19 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
-def _subject(subject: str | Path, weights: str | Path | None) -> tuple[Classifier, Classifier | None, tuple[str, ...]]:
-    path = Path(subject)
-    if path.is_dir() or path.name == "edgekit.json":
+def _subject(
+    subject: str | Path | Artifact, weights: str | Path | None, model: str | None
+) -> tuple[Classifier, Classifier | None, tuple[str, ...]]:
+    if isinstance(subject, Artifact) or Path(subject).is_dir() or Path(subject).name == "edgekit.json":
         if weights is not None:
             raise BadInput("--weights cannot change an artifact: its weights are inside", "Leave --weights out.")
-        artifact = load_artifact(path)
+        artifact = subject if isinstance(subject, Artifact) else load_artifact(subject)
         try:
-            float_classify = _float_classifier(reference_of(artifact))
-        except BadInput:  # the float model's files are not here: then there is nothing to agree with
-            float_classify = None
+            float_classify = _float_classifier(reference_of(artifact, model))
+        except BadInput:
+            if model is not None:
+                raise
+            float_classify = None  # the float model's files are not here, or not to be run: nothing to agree with
         return classifier(artifact), float_classify, read_labels(artifact)
     loaded = load(ModelRequest(model=str(subject), weights=None if weights is None else str(weights)))
     return _float_classifier(loaded), None, loaded.labels

@@ -59,6 +59,11 @@ def load(request: ModelRequest, module: nn.Module | None = None) -> Loaded:
     raise UnknownName("model", request.model, ZOO)
 
 
+def runs_code(model: str) -> bool:
+    """Whether loading what `model` names runs Python that is not edgekit's."""
+    return not (model in ZOO or model.endswith(".pt2"))
+
+
 def _load_zoo(request: ModelRequest, spec: ModelSpec) -> Loaded:
     channels, height, width = spec.input
     shapes = request.input_shape or (

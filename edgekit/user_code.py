@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from edgekit.errors import BadInput, UnknownName
+from edgekit.graph.capture import user_line
 
 
 def call(reference: str, num_classes: int | None, seed: int) -> nn.Module:
@@ -37,7 +37,7 @@ def _find(place: str, attribute: str) -> object:
     except BadInput:
         raise
     except (Exception, SystemExit) as error:  # the user's own code runs here and may raise anything
-        raise BadInput(f"importing {place} failed: {type(error).__name__}: {error}", _last_line(error)) from error
+        raise BadInput(f"importing {place} failed: {type(error).__name__}: {error}", _where(error)) from error
     if not hasattr(module, attribute):
         names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
         raise UnknownName(f"callable in {place}", attribute, names)
@@ -68,9 +68,9 @@ def _call(function: Callable[..., object], reference: str, num_classes: int | No
     try:
         return function(**arguments)
     except (Exception, SystemExit) as error:  # the user's own code
-        raise BadInput(f"{reference} failed: {type(error).__name__}: {error}", _last_line(error)) from error
+        raise BadInput(f"{reference} failed: {type(error).__name__}: {error}", _where(error)) from error
 
 
-def _last_line(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"at {frame.filename}:{frame.lineno}: {frame.line}"
+def _where(error: BaseException) -> str:
+    line = user_line(error)
+    return f"at {line}" if line else "Import it with plain Python to see where."

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgekit.artifacts import Golden, load_artifact, read_golden
 from edgekit.data import apply, open_images, read_image, sample_photos
 from edgekit.errors import ArtifactDamaged, BadInput, EdgekitError
-from edgekit.loading import Loaded, load, sha256
+from edgekit.loading import Loaded, load, runs_code, sha256
 from edgekit.targets import TARGETS
 from edgekit.types import Artifact, OutputError, Preprocess, TensorSpec, Verification
 
@@ -28,16 +28,21 @@ SAME_PHOTO_DB = 40.0
 
 
 def verify(
-    artifact: str | Path | Artifact, *, images: str | Path | None = None, min_sqnr: float | None = None
+    artifact: str | Path | Artifact,
+    *,
+    images: str | Path | None = None,
+    model: str | None = None,
+    min_sqnr: float | None = None,
 ) -> Verification:
     """Compare an artifact with the float reference, on its golden vectors or on the photos at `images`.
 
+    For `images` the float model is loaded again; one that is Python code must be named as `model` (see `reference_of`).
     Raises `ArtifactDamaged` or `BadInput`; a gate that fails is a value (`passed`), not an exception.
     """
     if not isinstance(artifact, Artifact):
         artifact = load_artifact(artifact)
     stored = read_golden(artifact)
-    golden = stored if images is None else _golden_of(artifact, Path(images))
+    golden = stored if images is None else _golden_of(artifact, Path(images), model)
     result = compare(artifact, golden, _floor(artifact) if min_sqnr is None else min_sqnr)
     wrong = preprocess_failures(artifact, stored)
     return replace(result, passed=result.passed and not wrong, failures=(*wrong, *result.failures))
@@ -231,27 +236,36 @@ def in_artifact_layout(golden: Golden, inputs: tuple[TensorSpec, ...], outputs: 
     )
 
 
-def _golden_of(artifact: Artifact, images: Path) -> Golden:
-    loaded = reference_of(artifact)
-    if loaded.preprocess is None:
-        raise BadInput(f"{artifact.path} takes no images", "Leave --images out: its golden vectors are used.")
+def _golden_of(artifact: Artifact, images: Path, model: str | None) -> Golden:
     photos = (
         [read_image(images)]
         if images.is_file() and images.suffix not in (".npz", ".tar")
         else [i.pixels for i in open_images(images)]
     )
+    loaded = reference_of(artifact, model)
+    if loaded.preprocess is None:
+        raise BadInput(f"{artifact.path} takes no images", "Leave --images out: its golden vectors are used.")
     batches = _batches([apply(loaded.preprocess, photo) for photo in photos], loaded.inputs[0].shape[0])
     samples: list[Arrays] = [[batch] for batch in batches]
     golden = samples, [reference(loaded, sample) for sample in samples]
     return in_artifact_layout(golden, artifact.manifest.inputs, artifact.manifest.outputs)
 
 
-def reference_of(artifact: Artifact) -> Loaded:
-    """The float model that an artifact was exported from; raises `BadInput` where its files are gone or changed."""
+def reference_of(artifact: Artifact, model: str | None = None) -> Loaded:
+    """The float model that an artifact was exported from; raises `BadInput` where its files are gone or changed.
+
+    A model that is Python code is only run where the caller names it as `model`: a manifest may come from anywhere.
+    """
     manifest = artifact.manifest
-    loaded = load(manifest.request)
+    request = manifest.request if model is None else replace(manifest.request, model=model)
+    if model is None and runs_code(request.model):
+        raise BadInput(
+            f"{artifact.path} was exported from Python code, {request.model}, which its float model needs to run",
+            f"If you trust that code, name it: --model {request.model}",
+        )
+    loaded = load(request)
     if manifest.weights.sha256 and loaded.weights.sha256 != manifest.weights.sha256:
-        source = manifest.request.weights or manifest.request.model
+        source = request.weights or request.model
         raise BadInput(
             f"{source} has changed since {artifact.path} was exported from it ({sha256(Path(source))[:12]}…)",
             "Give the file it was exported from, or export again.",

@@ -845,3 +845,32 @@ def test_data_that_does_not_fit_the_model_is_refused(
         arrays["labels"] = np.array(labels)
     np.savez(tmp_path / "set.npz", **arrays)  # pyright: ignore[reportArgumentType]
     refused(cli("evaluate", artifact(), "--data", tmp_path / "set.npz"), said)
+
+
+def test_python_code_that_a_manifest_names_runs_only_when_it_is_named(
+    cli: Cli, artifact: Copier, tmp_path: Path, photo: Path
+) -> None:
+    folder = artifact("onnx")
+    trap = tmp_path / "trap.py"
+    trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef net(): ...\n", encoding="utf-8")
+    manifest = json.loads((folder / "edgekit.json").read_text(encoding="utf-8"))
+    manifest["request"]["model"] = f"{trap}:net"
+    (folder / "edgekit.json").write_text(json.dumps(manifest), encoding="utf-8")
+    refused(cli("verify", folder, "--images", photo), "Python code", "--model")
+    (tmp_path / "ant").mkdir()
+    shutil.copy(photo, tmp_path / "ant")
+    cli("evaluate", folder, "--data", tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_that_changes_its_own_buffers_is_refused(cli: Cli, tmp_path: Path) -> None:
+    text = (
+        "import torch\nfrom torch import nn\n\nclass Counter(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.register_buffer('calls', torch.zeros(1))\n"
+        "    def forward(self, x):\n        self.calls.add_(1)\n        return x * self.calls\n"
+    )
+    (tmp_path / "counter.py").write_text(text, encoding="utf-8")
+    refused(
+        cli("export", "-m", f"{tmp_path / 'counter.py'}:Counter", "-o", tmp_path / "out"), "calls", "its own buffers"
+    )
+    assert not (tmp_path / "out").exists()

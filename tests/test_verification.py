@@ -184,10 +184,12 @@ def test_another_preprocess_in_the_manifest_fails(
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_swapped_mean_and_std_fail_on_a_users_photo_too(cli: Cli, artifact: Copier, target: str, photo: Path) -> None:
+def test_swapped_mean_and_std_fail_on_a_users_photo_too(
+    cli: Cli, artifact: Copier, target: str, tiny: str, photo: Path
+) -> None:
     folder = artifact(target)
     edit(folder, lambda m: m["preprocess"].update(mean=m["preprocess"]["std"], std=m["preprocess"]["mean"]))
-    result = cli("verify", folder, "--images", photo)
+    result = cli("verify", folder, "--images", photo, "--model", tiny)
     assert result.code == 1
     assert "preprocess" in result.err
 

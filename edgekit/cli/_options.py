@@ -5,6 +5,9 @@ import typer
 from edgekit.errors import BadInput
 from edgekit.types import Shape
 
+MODEL = typer.Option(
+    None, "-m", "--model", help="The model an artifact was exported from. Needed where that is Python code, which runs."
+)
 JSON = typer.Option(False, "--json", help="Print one JSON document on stdout and nothing else.")
 
 

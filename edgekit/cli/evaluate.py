@@ -2,7 +2,7 @@
 
 import typer
 
-from edgekit.cli._options import JSON
+from edgekit.cli._options import JSON, MODEL
 
 
 def evaluate(
@@ -14,6 +14,7 @@ def evaluate(
         ..., "--data", help="Labelled photos: a folder with one folder a class, a .npz, or a .tar."
     ),
     weights: str = typer.Option(None, "-w", "--weights", help="Weights, for a model of the zoo."),
+    model: str = MODEL,
     limit: int = typer.Option(None, "--limit", help="Use the first N images."),
     as_json: bool = JSON,
 ) -> None:
@@ -26,7 +27,7 @@ def evaluate(
         from edgekit import evaluation
 
         with screen.progress() as step:
-            result = evaluation.evaluate(subject, data, weights=weights, limit=limit, on_step=step)
+            result = evaluation.evaluate(subject, data, weights=weights, model=model, limit=limit, on_step=step)
         if as_json:
             screen.json(asdict(result))
             return

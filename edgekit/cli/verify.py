@@ -2,7 +2,7 @@
 
 import typer
 
-from edgekit.cli._options import JSON
+from edgekit.cli._options import JSON, MODEL
 
 
 def verify(
@@ -11,6 +11,7 @@ def verify(
     images: str = typer.Option(
         None, "--images", help="Photos to compare on: an image, a folder, .npz or .tar; else its golden vectors."
     ),
+    model: str = MODEL,
     min_sqnr: float = typer.Option(None, "--min-sqnr", help="Floor in dB (60 for fp32, 35 for fp16)."),
     as_json: bool = JSON,
 ) -> None:
@@ -24,7 +25,7 @@ def verify(
     with terminal(context.obj) as screen:
         from edgekit import verification
 
-        result = verification.verify(artifact, images=images, min_sqnr=min_sqnr)
+        result = verification.verify(artifact, images=images, model=model, min_sqnr=min_sqnr)
         if as_json:
             screen.json(asdict(result))
         else:

@@ -1,11 +1,11 @@
 """nn.Module → ExportedProgram, and what the graph remembers of the user's source."""
 
+import importlib
 import linecache
 import re
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from torch.fx import Node
 from edgekit.errors import CaptureFailed
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-# Frames below these folders are machinery: the line that a user can change is above them.
-_MACHINERY = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<eval_with_key>", "<string>")
+_PACKAGE = Path(__file__).parent.parent
+_TORCH, _IMPORTLIB = (str(Path(m.__file__ or "").parent) for m in (torch, importlib))
 
 
 def capture(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
@@ -26,15 +26,21 @@ def capture(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
     """
     try:
         with torch.no_grad():
-            return torch.export.export(module.eval(), tuple(inputs), strict=False)
+            program = torch.export.export(module.eval(), tuple(inputs), strict=False)
     except Exception as error:  # torch.export raises two dozen types, from TypeError to GuardOnDataDependentSymNode
-        source = _user_line(error.__traceback__)
+        source = user_line(error)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureFailed(
             f"torch.export cannot capture {type(module).__name__}: {reason}" + (f"\n  at {source}" if source else ""),
             "A deployable model has no branches or shapes that depend on values: "
             "replace `if tensor…`, `.item()` and Python loops over data by tensor ops (torch.where, masks).",
         ) from error
+    if changed := sorted(set(program.graph_signature.buffers_to_mutate.values())):
+        raise CaptureFailed(
+            f"{type(module).__name__} changes its own buffers when it runs: {', '.join(changed)}",
+            "An artifact has no memory between calls: take the state as an input and return it as an output.",
+        )
+    return program
 
 
 def source_line(node: Node) -> str:
@@ -42,17 +48,24 @@ def source_line(node: Node) -> str:
     trace = node.meta.get("stack_trace") or ""
     frames = [(m["file"], int(m["line"])) for m in _FRAME.finditer(trace)]
     for file, line in reversed(frames):
-        if not file.startswith(_MACHINERY):
+        if not _is_machinery(file):
             return _describe(file, line)
     return ""
 
 
-def _user_line(tb: TracebackType | None) -> str:
-    frames = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(tb)]
+def user_line(error: BaseException) -> str:
+    """`file.py:12: x = …` for the innermost line outside torch and edgekit that an error passed through, or ""."""
+    frames = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
     for file, line in reversed(frames):
-        if not file.startswith(_MACHINERY):
+        if not _is_machinery(file):
             return _describe(file, line)
     return ""
+
+
+def _is_machinery(file: str) -> bool:
+    """Whether a frame is torch's, Python's or edgekit's own: the line that a user can change is above it."""
+    ours = Path(file).is_relative_to(_PACKAGE) and not Path(file).is_relative_to(_PACKAGE / "models")
+    return ours or file.startswith((_TORCH, _IMPORTLIB, "<"))
 
 
 def _describe(file: str, line: int) -> str:

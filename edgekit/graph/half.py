@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter
 from torch.fx import traceback as fx_traceback
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from edgekit.graph.capture import capture
 
@@ -33,8 +33,7 @@ class _HalfIO(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = _HalfInterpreter(self.model).run(*[_cast(x, torch.float16) for x in inputs])
-        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-        return tuple(_cast(y, torch.float32) for y in outputs)
+        return tuple(_cast(y, torch.float32) for y in tree_leaves(outputs) if isinstance(y, Tensor))
 
 
 class _HalfInterpreter(Interpreter):
