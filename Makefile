@@ -38,6 +38,7 @@ benchmark: $(READY)
 	$(BIN)/python benchmarks/lvt_forms.py
 	$(BIN)/python benchmarks/export_overhead.py
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/tables.py
 
 # torch goes first and by itself: beside other packages, pip may choose a newer build with gigabytes of CUDA.
 $(READY): pyproject.toml constraints.txt

@@ -13,13 +13,15 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "executorch", "coremltools", "litert-torch", "ai-edge-litert", "onnx", "onnxruntime")
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1) -> dict[str, list[float]]:
-    """Milliseconds of every call; each round calls every function once unmeasured and then `calls` times."""
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1, unmeasured: int = 0
+) -> dict[str, list[float]]:
+    """Milliseconds of every call; each round calls every function `unmeasured` times and then `calls` times."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            if calls > 1:
-                function()  # caches hold the other functions' data after a switch
+            for _ in range(unmeasured):
+                function()
             for _ in range(calls):
                 start = time.perf_counter()
                 function()

@@ -1,147 +1,87 @@
 """How much LVT's deploy form and the graph rewrites buy, in one process.
 
-    python benchmarks/lvt_forms.py [--model lvt|lvt-gap] [--size 224] [--rounds 20] [--threads 2]
+    python benchmarks/lvt_forms.py [--model lvt|lvt-gap] [--rounds 20] [--threads 2]
 
-Latency of the train form (unfold/fold) in ONNX Runtime, the only runtime that takes it, against the deploy form in
-ExecuTorch (XNNPACK), LiteRT and ONNX Runtime; weights are seeded, every output is checked against the train form in
-torch first. Runtimes take turns, so that a busy machine slows all of them: the ratios are the result, the milliseconds
-are this machine's. ExecuTorch sizes its own thread pool.
+Latency of the train form (unfold/fold) as torch.onnx exports it, in ONNX Runtime, the only runtime that takes it,
+against the deploy form as edgekit exports it to ExecuTorch, LiteRT and ONNX. Every output is checked against the train
+form in torch first. Runtimes take turns, so that a busy machine slows all of them: the ratios are the result, the
+milliseconds are this machine's. ExecuTorch sizes its own thread pool.
 """
 
 import argparse
 import contextlib
 import io
-import logging
-import statistics
 import tempfile
-import time
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from _measure import interleaved, save, summary
 
-from edgekit.graph import rewrite
-from edgekit.models._deploy import deploy
-from edgekit.models.lvt import lvt, lvt_gap
+from edgekit.graph.capture import capture
+from edgekit.models import create_model, deploy
+from edgekit.targets import TARGETS
+from edgekit.types import TensorSpec
 
-Run = Callable[[Tensor], Tensor]
-RUNS_PER_TURN, UNMEASURED = 8, 8
+BASELINE = "ONNX Runtime, train form"
 
 
-def onnx_runtime(program: ExportedProgram, folder: Path, name: str, threads: int) -> Run:
-    """The program in ONNX Runtime's CPU provider."""
-    import onnxruntime
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        exported = torch.onnx.export(program, dynamo=True)
+def plain_onnx(module: torch.nn.Module, image: torch.Tensor, path: Path, threads: int) -> Callable[[], np.ndarray]:
+    """The module in ONNX Runtime, exported by torch.onnx alone."""
+    exported = torch.onnx.export(module, (image,), dynamo=True, verbose=False)
     assert exported is not None
-    path = folder / f"{name}.onnx"
     exported.save(path, external_data=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {feed: x.numpy()})[0])
+    feed = {session.get_inputs()[0].name: image.numpy()}
+    return lambda: session.run(None, feed)[0]
 
 
-def executorch(program: ExportedProgram, folder: Path) -> Run:
-    """The program in ExecuTorch with the XNNPACK delegate; prints what was delegated."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-    from executorch.runtime import Runtime
-
-    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-    names = [str(n.target) for n in lowered.exported_program().graph.nodes if n.op == "call_function"]
-    portable = Counter(n for n in names if "call_delegate" not in n and "getitem" not in n)
-    delegates = sum("call_delegate" in n for n in names)
-    print(f"ExecuTorch: {delegates} delegate(s), {portable.total()} portable op(s) {dict(portable) or ''}")
-    path = folder / "deploy.pte"
-    path.write_bytes(lowered.to_executorch().buffer)
-    method = Runtime.get().load_program(path).load_method("forward")
-    assert method is not None
-    return lambda x: method.execute([x])[0]
-
-
-def litert(program: ExportedProgram, image: Tensor, folder: Path, threads: int) -> Run:
-    """The program in LiteRT with its XNNPACK delegate."""
-    import litert_torch
-    from ai_edge_litert.interpreter import Interpreter
-
-    path = folder / "deploy.tflite"
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        litert_torch.convert(program.module(), (image,)).export(str(path))
-    interpreter = Interpreter(model_path=str(path), num_threads=threads)
-    interpreter.allocate_tensors()
-    source, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-
-    def run(x: Tensor) -> Tensor:
-        interpreter.set_tensor(source, x.numpy())
-        interpreter.invoke()
-        return torch.from_numpy(interpreter.get_tensor(result))
-
-    return run
-
-
-def take_turns(runs: dict[str, Run], image: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every run. A turn starts with unmeasured calls: the pool before it spins for a while."""
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            for _ in range(UNMEASURED):
-                run(image)
-            for _ in range(RUNS_PER_TURN):
-                start = time.perf_counter()
-                run(image)
-                samples[name].append((time.perf_counter() - start) * 1e3)
-    return samples
-
-
-def quiet() -> None:
-    """Exporters narrate; the result is what this program is for."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", choices=("lvt", "lvt-gap"), default="lvt")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    quiet()
-
-    torch.manual_seed(0)
-    model: nn.Module = (lvt() if options.model == "lvt" else lvt_gap()).eval()
-    image = torch.randn(1, 3, options.size, options.size)
-    with torch.no_grad(), tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        train = torch.export.export(model, (image,))
-        plain = torch.export.export(deploy(model), (image,))
-        baseline = "ONNX Runtime, train form"
-        runs = {
-            baseline: onnx_runtime(train, folder, "train", options.threads),
-            "ONNX Runtime, deploy form": onnx_runtime(rewrite(plain, "onnx"), folder, "deploy", options.threads),
-            "LiteRT, deploy form": litert(rewrite(plain, "tflite"), image, folder, options.threads),
-            "ExecuTorch, deploy form": executorch(rewrite(plain, "executorch"), folder),
-        }
-        reference = model(image)
-        for name, run in runs.items():
-            error = float((run(image) - reference).norm() / reference.norm())
-            if error > 1e-4:
-                raise SystemExit(f"{name} is wrong: relative error {error:.1e}")
-        samples = take_turns(runs, image, options.rounds)
-
-    best, middle = min(samples[baseline]), statistics.median(samples[baseline])
-    print(f"{options.model} {options.size}, fp32, batch 1, {options.threads} threads, {options.rounds} turns each")
-    for name, times in samples.items():
-        low, median = min(times), statistics.median(times)
-        print(f"{name:26s} min {low:6.2f} ms ({best / low:.2f}x)   median {median:6.2f} ms ({middle / median:.2f}x)")
+def exported(
+    module: torch.nn.Module, image: torch.Tensor, target: str, folder: Path, threads: int
+) -> tuple[Callable[[], np.ndarray], str]:
+    """The deploy form as edgekit lowers it, and how much of it the delegate takes."""
+    chosen = TARGETS[target]
+    inputs = chosen.io((TensorSpec(name="image", shape=tuple(image.shape), layout="NCHW"),))
+    outputs = (TensorSpec(name="logits", shape=(1, 1000)),)
+    path = folder / f"deploy{chosen.suffix}"
+    delegation = chosen.lower(capture(deploy(module), [image]), "fp32", path, inputs, outputs)
+    run = chosen.runner(path, inputs, outputs, threads)
+    array = image.permute(0, 2, 3, 1).contiguous().numpy() if inputs[0].layout == "NHWC" else image.numpy()
+    said = f"{delegation.partitions} delegate(s), {delegation.fallback_count} op(s) outside"
+    return (lambda: run([array])[0]), said
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("lvt", "lvt-gap"), default="lvt")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+
+    module, image = create_model(asked.model), torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        reference = module(image).numpy()
+    delegations = {}
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        folder = Path(name)
+        runs = {BASELINE: plain_onnx(module, image, folder / "train.onnx", asked.threads)}
+        for target in ("onnx", "tflite", "executorch"):
+            form = f"{TARGETS[target].title}, deploy form"
+            runs[form], delegations[form] = exported(module, image, target, folder, asked.threads)
+        for form, run in runs.items():
+            assert np.linalg.norm(run() - reference) / np.linalg.norm(reference) < 1e-5, form
+        # A runtime's threads keep spinning for a while after its turn: the first calls of a turn are not counted.
+        times = interleaved(runs, rounds=asked.rounds, calls=8, unmeasured=8)
+    results = {form: summary(t) for form, t in times.items()}
+    print(f"{asked.model}, fp32, 224x224, batch 1, {asked.threads} threads, {asked.rounds} turns of 8 calls each")
+    for form, r in results.items():
+        ratios = {key: results[BASELINE][key] / r[key] for key in ("min_ms", "median_ms")}
+        print(
+            f"{form:<26} min {r['min_ms']:6.2f} ms ({ratios['min_ms']:.2f}x)   median {r['median_ms']:6.2f} ms"
+            f" ({ratios['median_ms']:.2f}x)   {delegations.get(form, '')}"
+        )
+    save("lvt_forms", {"model": asked.model, "threads": asked.threads, "results": results, "delegation": delegations})

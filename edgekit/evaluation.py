@@ -12,7 +12,7 @@ from PIL import Image
 
 from edgekit.artifacts import load_artifact, read_labels
 from edgekit.data import ImageSet, apply, open_images
-from edgekit.errors import BadInput
+from edgekit.errors import BadInput, UsageError
 from edgekit.loading import Loaded, load
 from edgekit.prediction import Classifier, classifier
 from edgekit.types import Artifact, Evaluation, ModelRequest, Step
@@ -37,7 +37,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise BadInput(f"--limit is at least 1, not {limit}", "Leave it out to use all the images.")
     images = open_images(Path(data))
-    classify, float_classify, labels = _subject(subject, weights, model)
+    classify, float_classify, labels, notes = _subject(subject, weights, model)
     to_class = _class_map(images, labels)
     report = on_step or (lambda what, done, total: None)
     total = min(len(images), limit or len(images))
@@ -65,6 +65,7 @@ def evaluate(
         agreement=None if float_classify is None else 100 * agree / n,
         images_per_second=n / seconds,
         ci95=wilson(first, n),
+        notes=notes,
     )
 
 
@@ -78,20 +79,20 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 def _subject(
     subject: str | Path | Artifact, weights: str | Path | None, model: str | None
-) -> tuple[Classifier, Classifier | None, tuple[str, ...]]:
+) -> tuple[Classifier, Classifier | None, tuple[str, ...], tuple[str, ...]]:
     if isinstance(subject, Artifact) or Path(subject).is_dir() or Path(subject).name == "edgekit.json":
         if weights is not None:
             raise BadInput("--weights cannot change an artifact: its weights are inside", "Leave --weights out.")
         artifact = subject if isinstance(subject, Artifact) else load_artifact(subject)
         try:
             float_classify = _float_classifier(reference_of(artifact, model))
-        except BadInput:
+        except UsageError:
             if model is not None:
                 raise
             float_classify = None  # the float model's files are not here, or not to be run: nothing to agree with
-        return classifier(artifact), float_classify, read_labels(artifact)
+        return classifier(artifact), float_classify, read_labels(artifact), artifact.manifest.notes
     loaded = load(ModelRequest(model=str(subject), weights=None if weights is None else str(weights)))
-    return _float_classifier(loaded), None, loaded.labels
+    return _float_classifier(loaded), None, loaded.labels, loaded.notes
 
 
 def _float_classifier(loaded: Loaded) -> Classifier:

@@ -20,9 +20,11 @@ from edgekit.artifacts import (
     write_manifest,
 )
 from edgekit.errors import (
+    ArtifactDamaged,
     BadInput,
     EdgekitError,
     GateFailed,
+    LoweringFailed,
     PartialFailure,
     UsageError,
 )
@@ -83,6 +85,8 @@ def export(
     loaded = load(request, None if isinstance(model, str) else model)
     golden = golden_of(loaded)
     _check_labels(loaded, golden)
+    for t in targets:
+        _check_destination(_destination(loaded, t, job), loaded, t, job)
     done: list[Artifact] = []
     failed: list[tuple[str, EdgekitError]] = []
     for n, t in enumerate(targets, start=1):
@@ -100,7 +104,8 @@ def export(
 
 
 def _check_labels(loaded: Loaded, golden: Golden) -> None:
-    classes = golden[1][0][0].shape[-1]
+    scores = golden[1][0][0]
+    classes = scores.shape[-1] if scores.ndim else 0
     if loaded.labels and len(loaded.labels) != classes:
         raise BadInput(
             f"{loaded.request.labels} has {len(loaded.labels)} labels, {loaded.name} {classes} classes",
@@ -130,8 +135,7 @@ class _Job:
 
 def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Artifact:
     start = time.perf_counter()
-    destination = job.out / f"{_slug(loaded.name)}-{target.name}-{job.precision}"
-    _check_destination(destination, loaded, target, job)
+    destination = _destination(loaded, target, job)
     target.require()
     inputs = target.io(_input_specs(loaded))
     outputs = target.io(_output_specs(golden))
@@ -152,7 +156,13 @@ def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Ar
 
 
 def _verified(folder: Path, manifest: Manifest, job: _Job) -> Manifest:
-    verification = check(folder, min_sqnr=job.min_sqnr)
+    try:
+        verification = check(folder, min_sqnr=job.min_sqnr)
+    except ArtifactDamaged as error:
+        # It is as fresh as can be: the runtime refuses what its own exporter wrote.
+        raise LoweringFailed(
+            error.message.replace(f"{folder}/", ""), "Run again with --debug for all it says."
+        ) from error
     if not verification.passed:
         raise GateFailed(
             f"{manifest.name} for {manifest.target} in {manifest.precision} does not compute what the model does:\n  "
@@ -225,6 +235,10 @@ def _output_specs(golden: Golden) -> tuple[TensorSpec, ...]:
         TensorSpec(name="logits" if single else f"output_{n}", shape=tuple(y.shape), dtype=str(y.dtype))
         for n, y in enumerate(outputs)
     )
+
+
+def _destination(loaded: Loaded, target: Target, job: _Job) -> Path:
+    return job.out / f"{_slug(loaded.name)}-{target.name}-{job.precision}"
 
 
 def _check_destination(destination: Path, loaded: Loaded, target: Target, job: _Job) -> None:

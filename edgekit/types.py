@@ -222,6 +222,7 @@ class Evaluation:
     agreement: float | None
     images_per_second: float
     ci95: tuple[float, float]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgekit.artifacts import Golden, load_artifact, read_golden
 from edgekit.data import apply, open_images, read_image, sample_photos
-from edgekit.errors import ArtifactDamaged, BadInput, EdgekitError
+from edgekit.errors import ArtifactDamaged, BadInput, CaptureFailed, EdgekitError
 from edgekit.loading import Loaded, load, runs_code, sha256
 from edgekit.targets import TARGETS
 from edgekit.types import Artifact, OutputError, Preprocess, TensorSpec, Verification
@@ -184,7 +184,15 @@ def golden_of(loaded: Loaded) -> Golden:
         photos = [apply(loaded.preprocess, photo) for photo in sample_photos()]
         photos += _noise(loaded.preprocess, seed)
         samples = [[batch] for batch in _batches(photos, loaded.inputs[0].shape[0])]
-    return samples, [reference(loaded, sample) for sample in samples]
+    before = {name: buffer.clone() for name, buffer in loaded.module.named_buffers()}
+    golden = samples, [reference(loaded, sample) for sample in samples]
+    changed = [name for name, buffer in loaded.module.named_buffers() if not torch.equal(buffer, before[name])]
+    if changed:
+        raise CaptureFailed(
+            f"{loaded.name} changes its own buffers when it runs: {', '.join(changed)}",
+            "An artifact has no memory between calls: take the state as an input and return it as an output.",
+        )
+    return golden
 
 
 def _like(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -257,6 +265,11 @@ def reference_of(artifact: Artifact, model: str | None = None) -> Loaded:
     A model that is Python code is only run where the caller names it as `model`: a manifest may come from anywhere.
     """
     manifest = artifact.manifest
+    if manifest.weights.source == "memory":
+        raise BadInput(
+            f"{artifact.path} was exported from a module in memory, which is gone",
+            "Verify it on its golden vectors: leave --images out.",
+        )
     request = manifest.request if model is None else replace(manifest.request, model=model)
     if model is None and runs_code(request.model):
         raise BadInput(

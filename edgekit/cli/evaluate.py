@@ -28,6 +28,8 @@ def evaluate(
 
         with screen.progress() as step:
             result = evaluation.evaluate(subject, data, weights=weights, model=model, limit=limit, on_step=step)
+        for note in result.notes:
+            screen.note(note)
         if as_json:
             screen.json(asdict(result))
             return

@@ -24,7 +24,8 @@ from torch.export import ExportedProgram
 
 from edgekit.errors import LoweringFailed
 from edgekit.graph.capture import source_line
-from edgekit.targets._graph import cannot_lower, cannot_lower_graph, sources
+from edgekit.targets._diagnosis import cannot_lower, cannot_lower_graph
+from edgekit.targets._graph import sources
 
 _Decompositions: TypeAlias = dict[Any, Callable[..., Any]]
 

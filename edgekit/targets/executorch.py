@@ -18,7 +18,8 @@ from edgekit.errors import LoweringFailed
 from edgekit.graph import rewrite
 from edgekit.graph.half import to_half
 from edgekit.targets._base import Arrays, Runner, Target, need
-from edgekit.targets._graph import HINT, explain, op_name, sample_inputs, sources
+from edgekit.targets._diagnosis import cannot_lower, explain
+from edgekit.targets._graph import op_name, sample_inputs, sources
 from edgekit.types import Delegation, FallbackOp, OpCount, TensorSpec
 
 
@@ -72,10 +73,7 @@ class Executorch(Target):
         for node in fallback:
             name = _out_variant(node, self)
             if name is not None and name not in known:
-                raise LoweringFailed(
-                    f"executorch has no kernel for {op_name(node)}\n  at {sources([node])}",
-                    HINT,
-                )
+                raise cannot_lower(self.name, op_name(node), sources([node]), "its runtime has no kernel")
 
     def runner(
         self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0
@@ -161,7 +159,8 @@ def _is_op(node: Node) -> bool:
 
 def _out_variant(node: Node, target: Target) -> str | None:
     """The name under which the runtime registers the kernel of an edge op, or None where it needs none."""
-    op = getattr(node.target, "_op", None)
+    # An edge op wraps the torch op; a few stay as torch has them.
+    op = node.target if isinstance(node.target, torch._ops.OpOverload) else getattr(node.target, "_op", None)
     if op is None:
         return None
     try:

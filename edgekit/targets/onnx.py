@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 from edgekit.graph import rewrite
 from edgekit.graph.half import to_half
 from edgekit.targets._base import Arrays, Runner, Target, need
-from edgekit.targets._graph import explain, sample_inputs
+from edgekit.targets._diagnosis import explain
+from edgekit.targets._graph import sample_inputs
 from edgekit.types import Delegation, OpCount, TensorSpec
 
 
@@ -55,12 +56,12 @@ class Onnx(Target):
                 dynamo=True,
                 verbose=False,
             )
+            assert exported is not None
+            model = exported.model_proto
+            _strip(model)
+            onnx.checker.check_model(model)
         except Exception as error:  # torch.onnx wraps what it meets in several types, the cause last
             raise explain(self, program, error) from error
-        assert exported is not None
-        model = exported.model_proto
-        _strip(model)
-        onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString(deterministic=True))
         return Delegation(backend="ONNX Runtime CPU", delegated=len(model.graph.node))
 

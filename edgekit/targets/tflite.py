@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from edgekit.errors import MissingDependency
 from edgekit.graph import rewrite
 from edgekit.targets._base import Arrays, Runner, Target, need
-from edgekit.targets._graph import explain, sample_inputs
+from edgekit.targets._diagnosis import explain
+from edgekit.targets._graph import sample_inputs
 from edgekit.types import Delegation, FallbackOp, OpCount, TensorSpec
 
 # On a device either of the older runtimes may be what is there; they read the same files.
