@@ -37,8 +37,8 @@ def overhead() -> str:
     """The price of edgekit over the bare library calls, and the start of the command line."""
     startup, ratio = saved("startup")["results"]["edgekit --help"]["median_ms"], saved("export_overhead")["ratio"]
     return (
-        f"- `edgekit export -m lvt -t coreml`, verified, takes {ratio:.2f} times what the bare calls of torch.export and"
-        f" coremltools take.\n- `edgekit --help` takes {startup / 1e3:.2f} s."
+        f"- `edgekit export -m lvt -t coreml`, verified, takes {ratio:.2f} times what the bare calls of torch.export"
+        f" and coremltools take.\n- `edgekit --help` takes {startup / 1e3:.2f} s."
     )
 
 

@@ -65,7 +65,7 @@ def _replace(temporary: Path, destination: Path) -> None:
     finally:
         if not destination.exists():
             os.rename(old / "artifact", destination)
-        shutil.rmtree(old)
+        _remove(old)
 
 
 def _remove(folder: Path) -> None:
@@ -162,6 +162,8 @@ def load_artifact(path: str | Path) -> Artifact:
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
     files = manifest.files
+    if not manifest.inputs or not manifest.outputs:
+        raise ArtifactDamaged(f"the manifest of {folder} names no inputs or no outputs", "Export the artifact again.")
     for name in filter(None, (GOLDEN, manifest.labels)):
         if name not in files:
             raise ArtifactDamaged(f"the manifest of {folder} lists no file {name}", "Export the artifact again.")

@@ -6,6 +6,7 @@ or a `.pt2` file (an ExportedProgram).
 
 import copy
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,10 +44,17 @@ def load(request: ModelRequest, module: nn.Module | None = None) -> Loaded:
 
     Raises `BadInput`, `UnknownName`, `WeightsMismatch` or `CaptureFailed`.
     """
-    if module is not None:
-        return _load_module(request, type(module).__name__, copy.deepcopy(module))
-    if request.model.endswith(".pt2"):
+    _check_statistics(request)
+    if module is None and request.model.endswith(".pt2"):
         return _load_program(request)
+    _check_one_shape(request)
+    if module is not None:
+        if request.num_classes is not None:
+            raise BadInput(
+                f"num_classes cannot change a module that is there already: {type(module).__name__}",
+                "Leave it out, or name what builds the module: file.py:callable.",
+            )
+        return _load_module(request, type(module).__name__, copy.deepcopy(module), "memory")
     if request.model in ZOO:
         return _load_zoo(request, ZOO[request.model])
     if ":" in request.model:
@@ -57,6 +65,21 @@ def load(request: ModelRequest, module: nn.Module | None = None) -> Loaded:
             f"Name the function or class that returns the nn.Module: -m {request.model}:NAME. -m takes {FORMS}.",
         )
     raise UnknownName("model", request.model, ZOO)
+
+
+def _check_one_shape(request: ModelRequest) -> None:
+    for option, given in (("--image-size", request.image_size is not None), ("--batch-size", request.batch_size != 1)):
+        if request.input_shape and given:
+            raise BadInput(
+                f"{option} and --input-shape both say what the shape of the input is",
+                f"Leave one of them out: --input-shape 1,3,224,224 needs no {option}.",
+            )
+
+
+def _check_statistics(request: ModelRequest) -> None:
+    for option, values in (("--mean", request.mean), ("--std", request.std)):
+        if not all(map(math.isfinite, values)):
+            raise BadInput(f"{option} has a value that is no number: {values}", f"Type e.g. {option} 0.5,0.5,0.5")
 
 
 def runs_code(model: str) -> bool:
@@ -107,10 +130,10 @@ def _load_callable(request: ModelRequest) -> Loaded:
         raise BadInput(
             f"{place}: models cannot be loaded by name in this version", f"-m takes {FORMS}: wrap it in a function."
         )
-    return _load_module(request, attribute, call(request.model, request.num_classes, request.seed))
+    return _load_module(request, attribute, call(request.model, request.num_classes, request.seed), "own")
 
 
-def _load_module(request: ModelRequest, name: str, module: nn.Module) -> Loaded:
+def _load_module(request: ModelRequest, name: str, module: nn.Module, source: str) -> Loaded:
     if request.weights:
         load_weights(module, request.model, read_state(Path(request.weights)), request.weights)
     size = request.image_size or 224
@@ -124,7 +147,7 @@ def _load_module(request: ModelRequest, name: str, module: nn.Module) -> Loaded:
         module=module,
         program=capture(deploy(module), inputs),
         inputs=inputs,
-        weights=_weights_record(request, "own"),
+        weights=_weights_record(request, source),
         preprocess=preprocess,
         labels=_read_labels(request),
         notes=notes,
@@ -207,11 +230,15 @@ def _assumed_preprocess(
         mean=tuple(config["mean"]) if known else mean,
         std=tuple(config["std"]) if known else std,
     )
-    if known or request.mean or request.std:
-        return _with_statistics(preprocess, request), ()
-    text = f"mean {', '.join(f'{m:g}' for m in mean)}, std {', '.join(f'{s:g}' for s in std)}"
+    preprocess = _with_statistics(preprocess, request)
+    assumed = {} if known else {"mean": () if request.mean else mean, "std": () if request.std else std}
+    assumed = {name: values for name, values in assumed.items() if values}
+    if not assumed:
+        return preprocess, ()
+    text = ", ".join(f"{name} {', '.join(f'{v:g}' for v in values)}" for name, values in assumed.items())
+    options = " and ".join(f"--{name}" for name in assumed)
     return preprocess, (
-        f"preprocessing is assumed ({text} of pixels / 255). If it was trained otherwise, give --mean and --std.",
+        f"preprocessing is assumed ({text} of pixels / 255). If it was trained otherwise, give {options}.",
     )
 
 

@@ -4,7 +4,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,9 @@ def call(reference: str, num_classes: int | None, seed: int) -> nn.Module:
     `num_classes` is passed on if given. Raises `BadInput` or `UnknownName`, with the user's own line.
     """
     place, _, attribute = reference.rpartition(":")
-    with torch.random.fork_rng(devices=[]):
+    # A file may import its neighbours, a module what `python -m` finds: at once, or when it is called.
+    folder = Path(place).parent if place.endswith(".py") else Path.cwd()
+    with _on_path(folder.resolve()), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         found = _find(place, attribute)
         if callable(found) and not isinstance(found, nn.Module):
@@ -29,6 +32,16 @@ def call(reference: str, num_classes: int | None, seed: int) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise BadInput(f"{reference} gave a {type(found).__name__}, not an nn.Module", "Return the model from it.")
     return found
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the user's code may have taken it away
+            sys.path.remove(str(folder))
 
 
 def _find(place: str, attribute: str) -> object:
@@ -47,15 +60,18 @@ def _find(place: str, attribute: str) -> object:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise BadInput(f"there is no file {path}", "Check the path before the colon in -m.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Its own name could be that of a package. The path is no part of it: exporters write it into artifacts.
+    name = f"_edgekit_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # the file may import its neighbours
+    sys.modules[name] = module  # where dataclasses, among others, look up the module of a class
     try:
         spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     return module
 
 

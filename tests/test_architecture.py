@@ -46,6 +46,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     top = set(map(id, tree.body))
     for node in ast.walk(tree):
         modules: list[str] = []
+        assert not isinstance(node, ast.ImportFrom) or node.level == 0, f"{path} imports relatively"
         if isinstance(node, ast.ImportFrom) and node.module:
             modules = [f"{node.module}.{a.name}" for a in node.names] if node.module == "edgekit" else [node.module]
         elif isinstance(node, ast.Import):

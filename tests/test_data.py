@@ -164,6 +164,18 @@ def test_an_npz_of_something_else_is_refused(
         list(open_images(path))
 
 
+def test_an_npz_of_no_images_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=np.zeros((0, 8, 8, 3), np.uint8), labels=np.zeros(0, np.int64))
+    with pytest.raises(BadInput, match="holds no images"):
+        open_images(tmp_path / "set.npz")
+
+
+@pytest.mark.parametrize("members", [{}, {"labels.csv": b"file,index\na.png,1\n"}])
+def test_a_tar_of_no_images_is_refused(tmp_path: Path, members: dict[str, bytes]) -> None:
+    with pytest.raises(BadInput, match="holds no images"):
+        open_images(write_tar(tmp_path / "set.tar", members))
+
+
 @pytest.mark.parametrize("offsets", [[0, 5, 3], [0, 10**9], [-4, 2]])
 def test_jpeg_offsets_outside_their_bytes_are_refused(tmp_path: Path, offsets: list[int]) -> None:
     path = tmp_path / "set.npz"

@@ -67,7 +67,11 @@ def out(tmp_path: Path) -> Iterator[Path]:
         ("-m mobilenet-v2 -t onnx --input-shape 1,4,64,64", ["N,3,H,W", "--image-size"]),
         ("-m mobilenet-v2 -t onnx --imgsz 64 --mean 1,2", ["--mean has 2 values for 3 channels", "--mean 0.5,0.5,0.5"]),
         ("-m mobilenet-v2 -t onnx --imgsz 64 --mean one", ["--mean 'one' is not a list of numbers"]),
+        ("-m mobilenet-v2 -t onnx --imgsz 64 --mean nan,0,0", ["--mean 'nan,0,0' is not a list of numbers"]),
+        ("-m mobilenet-v2 -t onnx --imgsz 64 --std inf,1,1", ["--std 'inf,1,1' is not a list of numbers"]),
         ("-m mobilenet-v2 -t onnx --imgsz 64 --std 1,0,1", ["--std cannot be 0"]),
+        ("-m lvt -t onnx --imgsz 64 --input-shape 1,3,96,96", ["--image-size and --input-shape both", "Leave one"]),
+        ("-m a.py:b -t onnx --batch-size 2 --input-shape 1,3,96,96", ["--batch-size and --input-shape both"]),
         ("-m lvt -t onnx --imgsz 100", ["image sizes that 32 divides, not 100x100", "--image-size 128"]),
     ],
 )
@@ -175,6 +179,24 @@ def test_a_weights_file_of_something_else_is_refused(cli: Cli, out: Path, tmp_pa
     refused(export_with(cli, out, tmp_path / "list.pth"), "no state_dict")
     (tmp_path / "weights.h5").write_bytes(b"")
     refused(export_with(cli, out, tmp_path / "weights.h5"), "It reads .safetensors, .pth")
+
+
+def test_folded_weights_that_lack_a_convolution_are_refused_with_its_name(cli: Cli, out: Path, tmp_path: Path) -> None:
+    state = {**seeded(), "features.0.0.bias": torch.zeros(32), "features.bias": torch.zeros(1)}
+    del state["features.0.0.weight"]
+    save_file(state, tmp_path / "folded.safetensors")
+    refused(
+        export_with(cli, out, tmp_path / "folded.safetensors"),
+        "1 missing: features.0.0.weight",
+        "2 unexpected: features.0.0.bias, features.bias",
+    )
+
+
+def test_weights_that_hold_a_tensor_with_and_without_its_wrapping_are_refused(
+    cli: Cli, out: Path, tmp_path: Path
+) -> None:
+    save_file({"a": torch.zeros(1), "module.a": torch.ones(1)}, tmp_path / "two.safetensors")
+    refused(export_with(cli, out, tmp_path / "two.safetensors"), "has both a and module.a")
 
 
 class Trap:
@@ -287,6 +309,46 @@ def constant(name: str, sprung: Path) -> Change:
     return {"data/constants/model_constants_config.json": config, f"data/constants/{name}": pickled(sprung)}
 
 
+def nested(change: Callable[[list], object]) -> Change:
+    """The graph with its module's in_spec, which is JSON in a string, changed."""
+
+    def how(content: bytes) -> bytes:
+        document = json.loads(content)
+        signature = document["graph_module"]["module_call_graph"][0]["signature"]
+        spec = json.loads(signature["in_spec"])
+        change(spec[1]["children_spec"])
+        signature["in_spec"] = json.dumps(spec).replace("(", r"\u0028")
+        return json.dumps(document).encode()
+
+    return {"models/model.json": how}
+
+
+def module_to_import(sprung: Path) -> str:
+    (sprung.parent / "edgekit_trap.py").write_text(f"import os\nos.mkdir({str(sprung)!r})\n", encoding="utf-8")
+    return "edgekit_trap"
+
+
+def enum(sprung: Path) -> Change:
+    value = {"__enum__": True, "fqn": f"{module_to_import(sprung)}:E", "name": "a"}
+    return nested(lambda children: children[1].update(context=json.dumps([value])))
+
+
+def factory(sprung: Path) -> Change:
+    names = {"default_factory_module": module_to_import(sprung), "default_factory_name": "E", "dict_context": []}
+    spec = {"type": "collections.defaultdict", "context": names, "children_spec": []}
+    return nested(lambda children: children.__setitem__(1, spec))
+
+
+def keyword(sprung: Path) -> Change:
+    context = json.dumps([f"a': {code(sprung)}, 'b"]).replace("(", r"\u0028")
+
+    def change(children: list) -> None:
+        children[1].update(context=context, children_spec=children[0]["children_spec"])
+        children[0]["children_spec"] = []
+
+    return nested(change)
+
+
 # The archive that is changed, and how.
 TRAPS: dict[str, tuple[str, Callable[[Path], Change]]] = {
     "a shape": ("dynamic", lambda s: graph((SYMBOL, code(s)))),
@@ -296,25 +358,119 @@ TRAPS: dict[str, tuple[str, Callable[[Path], Change]]] = {
     "pickled inputs": ("static", lambda s: {"data/sample_inputs/model.pt": pickled(s)}),
     "a pickled object": ("static", lambda s: constant("opaque_obj_0", s)),
     "a pickled object in a folder": ("static", lambda s: constant("opaque_obj_0/x", s)),
+    "an enum among the keywords": ("static", enum),
+    "a factory of dicts": ("static", factory),
+    "a keyword": ("static", keyword),
 }
 
 
-# These are traps for torch.export.load as it is; the two others it defuses itself.
-SPRUNG = ("a shape", "a shape spelt otherwise", "a name", "a pickled object", "a pickled object in a folder")
+# These are traps for torch.export.load as it is; two others it defuses itself, and the keyword waits for a call.
+SPRUNG = set(TRAPS) - {"a pickled weight", "pickled inputs", "a keyword"}
+
+
+def load_with_torch(path: Path) -> None:
+    code = f"import torch; torch.export.load({str(path)!r}).module()"
+    subprocess.run([sys.executable, "-c", code], cwd=path.parent, check=False)
 
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_a_program_that_would_run_code_is_refused_and_the_code_does_not_run(
-    cli: Cli, out: Path, programs: Path, tmp_path: Path, trap: str
+    cli: Cli, out: Path, programs: Path, tmp_path: Path, trap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "edgekit_trap", raising=False)
     sprung = tmp_path / "sprung"
     source, change = TRAPS[trap]
     path = repack(programs / f"{source}.pt2", tmp_path / "trap.pt2", change(sprung))
     refused(export_program(cli, out, path), str(path))
     assert not sprung.exists()
     if trap in SPRUNG:
-        subprocess.run([sys.executable, "-c", f"import torch; torch.export.load({str(path)!r}).module()"], check=False)
+        load_with_torch(path)
         assert sprung.exists()
+
+
+def two_in_one(good: Path, bad: Path, target: Path) -> Path:
+    """One file in which Python, which reads it from its end, finds `good`, and torch, which trusts offsets, `bad`."""
+
+    def parts(path: Path) -> tuple[bytes, bytes, bytes]:
+        content = path.read_bytes()
+        end = content.rindex(b"PK\x05\x06")
+        start = int.from_bytes(content[end + 16 : end + 20], "little")
+        return content[:start], content[start:end], content[end:]
+
+    files, directory, end = parts(good)
+    bad_files, bad_directory, _ = parts(bad)
+    assert len(bad_directory) == len(directory)
+    moved, at = bytearray(directory), 0
+    while at < len(moved):
+        offset = int.from_bytes(moved[at + 42 : at + 46], "little") + len(bad_files) - len(files)
+        moved[at + 42 : at + 46] = offset.to_bytes(4, "little")
+        at += 46 + sum(int.from_bytes(moved[i : i + 2], "little") for i in range(at + 28, at + 34, 2))
+    end = end[:16] + len(bad_files).to_bytes(4, "little") + end[20:]
+    target.write_bytes(bad_files + bad_directory + files + moved + end)
+    return target
+
+
+def test_torch_gets_the_program_that_was_checked_where_a_file_holds_two(
+    cli: Cli, programs: Path, tmp_path: Path
+) -> None:
+    sprung = tmp_path / "sprung"
+    good = repack(programs / "static.pt2", tmp_path / "good.pt2", {})
+    bad = repack(programs / "static.pt2", tmp_path / "bad.pt2", renamed(sprung))
+    path = two_in_one(good, bad, tmp_path / "trap.pt2")
+    assert export_program(cli, tmp_path / "done", path).code == 0
+    assert not sprung.exists()
+    load_with_torch(path)
+    assert sprung.exists()
+
+
+def test_a_compressed_program_is_refused_before_it_fills_the_memory(
+    cli: Cli, out: Path, programs: Path, tmp_path: Path
+) -> None:
+    path = shutil.copy(programs / "static.pt2", tmp_path / "bomb.pt2")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("static/extra/zeros", bytes(10_000_000))
+    refused(export_program(cli, out, path), str(path), "compressed", "torch.export.save")
+
+
+class Keyword(nn.Module):
+    def forward(self, x: torch.Tensor, *, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+
+class Mapped(nn.Module):
+    def forward(self, d: dict[str, torch.Tensor]) -> torch.Tensor:
+        return d["x"] * 2
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor, factor: int) -> torch.Tensor:
+        return x * factor
+
+
+class Constant(nn.Module):
+    def forward(self) -> torch.Tensor:
+        return torch.ones(1, 3)
+
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "keywords"),
+    [
+        (Keyword(), (X,), {"y": X}),
+        (Mapped(), ({"x": X},), {}),
+        (Scaled(), (X, 3), {}),
+        (Constant(), (), {}),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
+)
+def test_a_program_that_takes_no_flat_tuple_of_tensors_is_refused(
+    cli: Cli, out: Path, tmp_path: Path, module: nn.Module, arguments: tuple, keywords: dict
+) -> None:
+    torch.export.save(torch.export.export(module, arguments, keywords), tmp_path / "program.pt2")
+    refused(export_program(cli, out, tmp_path / "program.pt2"), "a flat tuple of tensors", "Wrap it in a module")
 
 
 def test_guards_that_a_program_brings_are_not_run(cli: Cli, programs: Path, tmp_path: Path) -> None:
@@ -477,6 +633,68 @@ def test_a_users_file_that_is_no_python_is_told_so(cli: Cli, out: Path, tmp_path
     refused(cli("export", "-m", f"{tmp_path}/broken.py:net", "-t", "onnx", "-o", out), "SyntaxError", "broken.py")
 
 
+@pytest.mark.parametrize("name", ["mine.py", "json.py"])  # the second is a module of Python's own, too
+def test_a_users_file_may_hold_a_dataclass_with_postponed_annotations(tmp_path: Path, name: str) -> None:
+    from edgekit.user_code import call
+
+    text = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom torch import nn\n\n"
+        "@dataclass\nclass Config:\n    width: int = 3\n\ndef net():\n    return nn.Linear(Config().width, 1)\n"
+    )
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    before = sys.path.copy()
+    module = call(f"{tmp_path / name}:net", None, 0)
+    assert isinstance(module, nn.Linear)
+    assert sys.path == before
+    assert sys.modules["json"] is json
+
+
+def test_users_code_finds_its_neighbours_when_it_is_imported_and_when_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekit.user_code import call
+
+    (tmp_path / "edgekit_neighbour.py").write_text("from torch import nn\nNet = nn.ReLU\n", encoding="utf-8")
+    lazy = "def net():\n    from edgekit_neighbour import Net\n    return Net()\n"
+    (tmp_path / "edgekit_lazy.py").write_text(lazy, encoding="utf-8")
+    before = sys.path.copy()
+    for place in (str(tmp_path / "edgekit_lazy.py"), "edgekit_lazy"):  # the second is found where it is typed
+        assert isinstance(call(f"{place}:net", None, 0), nn.ReLU)
+        assert sys.path == before
+        for name in ("edgekit_neighbour", "edgekit_lazy"):
+            sys.modules.pop(name, None)
+        monkeypatch.chdir(tmp_path)
+
+
+def test_a_module_handed_in_takes_no_number_of_classes_and_says_where_its_weights_are() -> None:
+    from edgekit.errors import BadInput
+    from edgekit.loading import load
+    from edgekit.types import ModelRequest
+
+    assert load(ModelRequest(model="Pool", image_size=16), Pool()).weights.source == "memory"
+    with pytest.raises(BadInput, match="num_classes cannot change"):
+        load(ModelRequest(model="Pool", image_size=16, num_classes=3), Pool())
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        ((), (), "(mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225 of"),
+        ((0.5, 0.5, 0.5), (), "(std 0.229, 0.224, 0.225 of"),
+        ((), (0.5, 0.5, 0.5), "(mean 0.485, 0.456, 0.406 of"),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None),
+    ],
+)
+def test_a_statistic_that_is_not_given_is_said_to_be_assumed(
+    mean: tuple[float, ...], std: tuple[float, ...], said: str | None
+) -> None:
+    from edgekit.loading import load
+    from edgekit.types import ModelRequest
+
+    loaded = load(ModelRequest(model="Pool", image_size=16, mean=mean, std=std), Pool())
+    assert [said in note for note in loaded.notes] == ([True] if said else [])
+
+
 # Which op each target refuses: the one that PyTorch knows by itself, in the words that say which.
 LOWERING = [
     *((target, "custom", "edgekittest.scramble") for target in TARGETS),
@@ -548,6 +766,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another schema": (manifest(lambda m: m.update(schema=2)), "has schema 2; this edgekit reads 1"),
     "a field missing": (manifest(lambda m: m.pop("inputs")), "cannot be read as a manifest"),
     "a number for a name": (manifest(lambda m: m.update(inputs=3)), "cannot be read as a manifest"),
+    "no inputs": (manifest(lambda m: m.update(inputs=[])), "names no inputs or no outputs"),
+    "no outputs": (manifest(lambda m: m.update(outputs=[])), "names no inputs or no outputs"),
     "std of zero": (manifest(lambda m: m["preprocess"].update(std=[0, 0, 0])), "cannot be read as a manifest"),
     "no files": (manifest(lambda m: m.update(files={})), "lists no file"),
     "no golden vectors": (manifest(lambda m: m["files"].pop("golden.safetensors")), "lists no file golden.safetensors"),
@@ -667,6 +887,34 @@ def test_what_exists_already_is_not_replaced_without_force(cli: Cli, tiny: str, 
     assert [p.name for p in tmp_path.iterdir()] == ["net-onnx-fp32"]
     assert not (mine / "thesis.txt").exists()
     refused(cli(*command, "--seed", "1"), f"{mine} exists already", "--force")
+
+
+def test_repeated_interrupts_leave_nothing_of_what_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgekit.artifacts import atomic_folder
+
+    destination = tmp_path / "net"
+    (destination / "old").mkdir(parents=True)
+    remove, presses = shutil.rmtree, iter(range(2))
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        if next(presses, None) is not None:
+            raise KeyboardInterrupt
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(destination) as folder:
+        (folder / "new").touch()
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["net", "net/new"]
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_what_a_users_code_prints_is_no_error_whatever_the_locale(tmp_path: Path, debug: list[str]) -> None:
+    text = "from torch import nn\nprint('caf\\u00e9 \\udcff')\ndef net(): return nn.Conv2d(3, 4, 3)\n"
+    (tmp_path / "loud.py").write_text(text, encoding="utf-8")
+    command = ("export", "-m", f"{tmp_path}/loud.py:net", "-t", "onnx", "--imgsz", "16", "-o", tmp_path / "out", *debug)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = subprocess.run(process(*command), env=environment, capture_output=True, check=False)
+    assert result.returncode == 0, result
 
 
 def test_the_same_command_again_succeeds_with_the_same_bytes(cli: Cli, tiny: str, tmp_path: Path) -> None:

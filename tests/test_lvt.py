@@ -136,24 +136,3 @@ def test_image_size_must_be_divisible_by_32() -> None:
 def test_state_with_two_entries_for_one_name_is_refused() -> None:
     with pytest.raises(ValueError, match="two entries"):
         family.convert_state({"norm.bias": torch.zeros(1), "module.norm.bias": torch.zeros(1)})
-
-
-def test_batch_norms_fold_into_their_convolutions() -> None:
-    torch.manual_seed(0)
-    shared_conv = nn.Conv2d(4, 4, 1)
-    model = nn.Sequential(
-        nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
-        nn.Sequential(shared_conv, nn.BatchNorm2d(4)),
-        nn.Sequential(shared_conv, nn.BatchNorm2d(4, affine=False)),
-        nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)),
-    )
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean, module.running_var = torch.randn(4), torch.rand(4) + 0.5
-    model.eval()
-    image = torch.randn(2, 3, 8, 8)
-    folded = deploy(model)
-    # A shared convolution keeps both norms, and a norm before a convolution stays.
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) == 3
-    with torch.no_grad():
-        assert relative(folded(image), model(image)) < 1e-5

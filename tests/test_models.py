@@ -1,5 +1,7 @@
 """Laws over the zoo, and MobileNetV2's weights and padding."""
 
+import copy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgekit.errors import UnknownName, WeightsMismatch
+from edgekit.errors import BadInput, UnknownName, WeightsMismatch
 from edgekit.models import ZOO, create_model, deploy, labels_of, list_models, load_weights
+from edgekit.models._deploy import fold_batch_norm
 from edgekit.models._layers import SamePadConv2d
 from edgekit.models.mobilenet import MobileNetV2, convert_state
 from edgekit.types import ModelSpec
@@ -107,7 +110,14 @@ def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int) -> Non
 def test_folded_weights_compute_what_they_were_folded_from() -> None:
     torch.manual_seed(0)
     model = randomize(MobileNetV2(10))
-    folded = {k: v for k, v in deploy(model).state_dict().items() if not k.endswith("num_batches_tracked")}
+    fused = copy.deepcopy(model)
+    for sequence in [m for m in fused.modules() if isinstance(m, nn.Sequential)]:
+        for (_, first), (name, second) in pairwise(list(sequence.named_children())):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                fold_batch_norm(first, second)
+                setattr(sequence, name, nn.Identity())
+    folded = fused.state_dict()
+    assert not any("running_mean" in k for k in folded)
     again = MobileNetV2(10)
     load_weights(again, "mobilenet-v2", convert_state(1e-3, folded), "folded")
     x = torch.randn(2, 3, 64, 64)
@@ -136,7 +146,7 @@ def test_real_weights_load_and_keep_their_accuracy(shared: Path) -> None:
     assert result.top5 == pytest.approx(98.0, abs=0.2)
 
 
-def test_a_module_in_hand_exports(tmp_path: Path) -> None:
+def test_a_module_in_hand_exports(tmp_path: Path, photo: Path) -> None:
     """The Python door takes the object itself, and leaves it as it was."""
     import edgekit
 
@@ -153,4 +163,6 @@ def test_a_module_in_hand_exports(tmp_path: Path) -> None:
     (artifact,) = edgekit.export(mine, "onnx", image_size=32, out=tmp_path)
     assert artifact.path.name == "Mine-onnx-fp32"
     assert mine.training
+    with pytest.raises(BadInput, match="in memory"):  # its class gives other weights: that is no reference
+        edgekit.verify(artifact, images=photo)
     assert all(torch.equal(v, before[k]) for k, v in mine.state_dict().items())

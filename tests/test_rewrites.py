@@ -12,6 +12,8 @@ from torch.export import ExportedProgram
 from edgekit.errors import UnknownName
 from edgekit.graph import REWRITES, rewrite
 from edgekit.graph.activations import half_gelu, plain_silu
+from edgekit.graph.batch_norm import fold_batch_norms
+from edgekit.graph.half import to_half
 from edgekit.graph.layer_norm import layer_norm
 from edgekit.graph.matmul import attention, batched_matmul, transposed_products
 from edgekit.graph.noops import drop_noops
@@ -36,6 +38,12 @@ class Call(nn.Module):
         nn.init.normal_(self.norm.weight)
         nn.init.normal_(self.norm.bias)
         self.register_buffer("mask", torch.rand(4, 4) > 0.3)
+        self.register_buffer("dead", torch.tensor([[True], [False], [True], [True]]).expand(4, 4).clone())
+        self.register_buffer("large", torch.randn(1, 1, 1, 20000))
+        self.conv, self.bn = nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8)
+        for values in (self.bn.weight, self.bn.bias, self.bn.running_mean):
+            nn.init.normal_(values)
+        nn.init.uniform_(self.bn.running_var, 0.1, 2)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.function(self, x)
@@ -43,6 +51,14 @@ class Call(nn.Module):
 
 def captured(function: Callable[[Call, Tensor], Tensor | tuple[Tensor, ...]], x: Tensor) -> ExportedProgram:
     return torch.export.export(Call(function).eval().to(x.dtype), (x,))
+
+
+def captured_of(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    class Many(nn.Module):
+        def forward(self, x: Tensor, d: Tensor, i: Tensor) -> Any:
+            return function(x, d, i)
+
+    return torch.export.export(Many().eval(), inputs)
 
 
 def assert_equal(before: ExportedProgram, after: ExportedProgram, x: Tensor, tolerance: float) -> None:
@@ -73,6 +89,10 @@ def shares(m: Call, x: Tensor, bias: bool) -> Tensor:
 def unwound(m: Call, x: Tensor) -> Tensor:
     turned = x.permute(1, 0, 2, 3).reshape(8, 48).permute(1, 0)
     return turned.permute(1, 0).reshape(8, 2, 4, 6).permute(1, 0, 2, 3) + 1
+
+
+def inner(m: Call, x: Tensor) -> Tensor:
+    return m.bn(m.conv(x)).relu()
 
 
 FIRES: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...]], tuple[int, ...], str]] = [
@@ -114,6 +134,10 @@ FIRES: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...
     ("amax", spatial_maxima, lambda m, x: x.amax((2, 3)), MAP, "amax"),
     ("ceil", floor_pools, lambda m, x: F.avg_pool2d(x, 2, ceil_mode=True), MAP, ""),
     ("stride", explicit_strides, lambda m, x: F.max_pool2d(x, 2) + F.avg_pool2d(x, 2), MAP, ""),
+    ("functions", fold_batch_norms, inner, MAP, "batch_norm"),
+    ("twice", fold_batch_norms, lambda m, x: m.bn(m.conv(F.pad(inner(m, x), (1, 1, 1, 1)))), MAP, "batch_norm"),
+    ("padding", fold_batch_norms, lambda m, x: m.bn(F.conv2d(x, m.conv.weight, padding="same")), MAP, "batch_norm"),
+    ("keywords", explicit_strides, lambda m, x: F.avg_pool2d(x, 2, divisor_override=3), MAP, ""),
     ("silu", plain_silu, lambda m, x: F.silu(x), (4, 5), "silu"),
 ]
 
@@ -159,6 +183,19 @@ STAYS: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...
     ("ceil counts", floor_pools, lambda m, x: F.avg_pool2d(x, 3, 2, ceil_mode=True), MAP),
     ("dropout in training", drop_noops, lambda m, x: F.dropout(x, 0.5, True), MAP),
     ("expand of a value", drop_noops, lambda m, x: x[:1].expand(4, -1, -1, -1) + 1, MAP),
+    ("large expand", drop_noops, lambda m, x: m.large.expand(2, 2, 2, -1) + x.sum(), MAP),
+    ("of strides", drop_noops, lambda m, x: x.transpose(2, 3).contiguous().as_strided((4, 4), (1, 4)) + 1, MAP),
+    ("two outputs", drop_noops, lambda m, x: (y := x + 1, y.clone()), MAP),
+    ("of strides", merge_layouts, lambda m, x: x.mT.reshape(2, -1).reshape(8, -1).as_strided((4, 4), (1, 4)), MAP),
+    ("integers", spatial_maxima, lambda m, x: x.int().amax((2, 3)), MAP),
+    ("booleans", spatial_maxima, lambda m, x: (x > 0).amax((2, 3)), MAP),
+    ("blind query", attention, lambda m, x: F.scaled_dot_product_attention(x, x, x, m.dead), MAP),
+    ("vector", transposed_products, lambda m, x: (m.token[0, 0] @ x.transpose(1, 2)).transpose(0, 1), (4, 3, 8)),
+    ("tapped", fold_batch_norms, lambda m, x: m.bn(y := m.conv(x)) + y, MAP),
+    ("activation between", fold_batch_norms, lambda m, x: m.bn(m.conv(x).relu()), MAP),
+    ("computed weight", fold_batch_norms, lambda m, x: m.bn(F.conv2d(x, m.conv.weight / x.amax())), MAP),
+    ("transposed", fold_batch_norms, lambda m, x: m.bn(F.conv_transpose2d(x, m.conv.weight)), MAP),
+    ("of a batch", fold_batch_norms, lambda m, x: F.batch_norm(m.conv(x), None, None, training=True), MAP),
     ("half only", half_gelu, lambda m, x: F.gelu(x), (4, 5)),
     ("writes in place", plain_silu, inplace, (4, 5)),
     ("nothing there", plain_silu, lambda m, x: torch.sigmoid(x), (4, 5)),
@@ -197,6 +234,70 @@ def test_in_place_code_is_rewritten_for_every_target(target: str) -> None:
     x = torch.randn(2, 8, 4, 4)
     program = captured(lambda m, x: F.relu6(F.silu(x).add_(1), inplace=True).mean((2, 3)), x)
     assert_equal(program, rewrite(program, target), x, 2e-6)
+
+
+@pytest.mark.parametrize("target", REWRITES)
+def test_batch_norm_folds_for_every_target_also_before_an_activation_in_place(target: str) -> None:
+    x = torch.randn(2, 8, 6, 6)
+    program = captured(lambda m, x: F.relu(m.bn(m.conv(x)), inplace=True).add_(1), x)
+    after = rewrite(program, target)
+    assert not any("batch_norm" in t for t in targets(after))
+    assert_equal(program, after, x, 2e-6)
+
+
+def test_norm_of_half_precision_follows_float32_far_out_and_close_in() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(4, 64)
+    rows[0, 3] = 1500.0  # its square is no float16
+    rows[1] = 0.7  # no variance at all
+    rows[2] *= 0.05
+    before = captured(lambda m, x: F.layer_norm(x, (64,), eps=1e-12), rows.half())
+    after = layer_norm(before)
+    with torch.no_grad():
+        got, exact = after.module()(rows.half()).float(), F.layer_norm(rows.half().float(), (64,), eps=1e-12)
+    assert bool(got.isfinite().all())
+    assert float((got - exact).norm(dim=1).div(exact.norm(dim=1).clamp_min(1)).max()) < 3e-3
+
+
+@torch.no_grad()
+def test_half_keeps_fills_finite() -> None:
+    def fills(m: Call, x: Tensor) -> tuple[Tensor, ...]:
+        low = x.masked_fill(m.mask, -1e9)
+        chosen = torch.where(m.mask, x, -1e9) + torch.where(m.mask, 0.0, -1e9)
+        return (
+            low.softmax(-1), chosen.softmax(-1), F.pad(x, (1, 1), value=1e30), torch.full_like(x, -1e38),
+            m.mask.float() * -1e9, torch.where(m.mask, x, torch.tensor(-3e38)), x.masked_fill(m.mask, -torch.inf),
+            x.masked_fill(m.mask, -(10**9)), torch.full((2,), 1e9) + x[0, :2], x + m.mask * 1e8,
+        )  # fmt: skip
+
+    x = torch.randn(4, 4)
+    program = captured(fills, x)
+    whole, half = program.module()(x), to_half(program, (x,)).module()(x)
+    for a, b in zip(whole, half, strict=True):
+        assert b.dtype is torch.float32
+        assert torch.equal(a.isinf(), b.isinf())
+        assert torch.allclose(a.clamp(-65504, 65504), b.clamp(-65504, 65504), rtol=2e-3, atol=2e-3)
+
+
+@torch.no_grad()
+def test_half_keeps_the_types_of_inputs_and_outputs() -> None:
+    x = (torch.randn(3), torch.randn(3, dtype=torch.float64) * 1e-9, torch.arange(3))
+    outputs = captured_of(lambda x, d, i: (x + 1, d * 2, i + 1, x.half(), x.bfloat16(), x > 0), x)
+    got = to_half(outputs, x).module()(*x)
+    expected = outputs.module()(*x)
+    assert [y.dtype for y in got] == [y.dtype for y in expected]
+    assert torch.equal(got[1], expected[1])
+
+
+@torch.no_grad()
+def test_half_folds_before_it_rounds() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=1e-12)).eval()
+    nn.init.constant_(model[1].running_var, 1e-9)  # 0 in float16
+    model[0].weight.mul_(1e-4)
+    x = torch.randn(2, 3, 4, 4)
+    program = torch.export.export(model, (x,))
+    half, whole = to_half(program, (x,)).module()(x)[0], model(x)
+    assert float((half - whole).norm() / whole.norm()) < 2e-3
 
 
 @pytest.mark.parametrize("target", REWRITES)

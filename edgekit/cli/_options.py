@@ -1,5 +1,7 @@
 """Options that several commands take, and their parsing."""
 
+import math
+
 import typer
 
 from edgekit.errors import BadInput
@@ -29,6 +31,9 @@ def parse_numbers(option: str, text: str | None) -> tuple[float, ...]:
     if text is None:
         return ()
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise BadInput(f"{option} {text!r} is not a list of numbers", f"Type e.g. {option} 0.5,0.5,0.5") from None
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise BadInput(f"{option} {text!r} is not a list of numbers", f"Type e.g. {option} 0.5,0.5,0.5")
+    return numbers

@@ -69,9 +69,9 @@ def terminal(debug: bool) -> Iterator[Terminal]:
     """The terminal for one command; with `debug` the libraries may write to it too."""
     sys.stdout.flush()
     sys.stderr.flush()
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out, os.fdopen(os.dup(2), "w", encoding="utf-8") as err:
+    with _open(os.dup(1)) as out, _open(os.dup(2)) as err:
         # In debug they go to stderr, so that --json stays one document.
-        sink = os.fdopen(os.dup(2), "w") if debug else tempfile.TemporaryFile("w")  # noqa: SIM115
+        sink = _open(os.dup(2) if debug else _temporary())
         with sink, redirect_stdout(sink), redirect_stderr(sink):
             os.dup2(sink.fileno(), 1)
             os.dup2(sink.fileno(), 2)
@@ -81,6 +81,16 @@ def terminal(debug: bool) -> Iterator[Terminal]:
                 sink.flush()
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
+
+
+def _open(descriptor: int) -> TextIO:
+    """Takes any text, whatever the locale: a library's words, a file name that is no Unicode."""
+    return os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace")
+
+
+def _temporary() -> int:
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def print_error(text: str) -> None:

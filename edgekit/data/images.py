@@ -4,7 +4,7 @@ import csv
 import io
 import tarfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -46,16 +46,17 @@ def open_images(path: Path) -> ImageSet:
     """The image set at `path`; images are decoded one by one as it is iterated. Raises `BadInput`."""
     if not path.exists():
         raise BadInput(f"there is no data at {path}", HELP)
+    forms: Mapping[str, Callable[[Path], ImageSet]] = {".npz": _Npz, ".tar": _Tar}
+    opener = _Folder if path.is_dir() else forms.get(path.suffix)
+    if opener is None:
+        raise BadInput(f"{path} is not a set of images", HELP)
     try:
-        if path.is_dir():
-            return _Folder(path)
-        if path.suffix == ".npz":
-            return _Npz(path)
-        if path.suffix == ".tar":
-            return _Tar(path)
+        images = opener(path)
     except (OSError, ValueError, KeyError, BadZipFile, tarfile.TarError) as error:
         raise BadInput(f"{path} cannot be read as images: {error}", HELP) from error
-    raise BadInput(f"{path} is not a set of images", HELP)
+    if not len(images):
+        raise BadInput(f"{path} holds no images ({', '.join(SUFFIXES)})", HELP)
+    return images
 
 
 def read_image(source: Path | bytes, name: str = "") -> Pillow.Image:
@@ -90,8 +91,6 @@ class _Folder:
             self._files = [(p, label) for label, folder in enumerate(folders) for p in _image_files(folder)]
         else:
             self.classes = ()
-        if not self._files:
-            raise BadInput(f"{root} holds no images ({', '.join(SUFFIXES)})", HELP)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -170,8 +169,6 @@ class _Tar:
             chosen = [n for n in names if set(PurePosixPath(n).parts) & {"val", "validation", "test"}] or names
             self.classes = tuple(sorted({PurePosixPath(n).parent.name for n in chosen}))
             self._members = [(n, self.classes.index(PurePosixPath(n).parent.name)) for n in chosen]
-        if not self._members:
-            raise BadInput(f"{path} holds no images ({', '.join(SUFFIXES)})", HELP)
 
     def __len__(self) -> int:
         return len(self._members)

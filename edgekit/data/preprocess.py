@@ -15,7 +15,6 @@ _FILTERS: Mapping[str, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-INTERPOLATIONS = tuple(_FILTERS)
 
 
 def apply(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32]:

@@ -4,14 +4,14 @@ A rule takes an `ExportedProgram` and returns one that computes the same, or the
 Rules read nothing but the graph, so a user's own module gains as much as the zoo's.
 """
 
-import warnings
 from collections.abc import Callable
 
 from torch.export import ExportedProgram
 
 from edgekit.errors import UnknownName
-from edgekit.graph._edit import writes
+from edgekit.graph._edit import without_writes
 from edgekit.graph.activations import half_gelu, plain_silu
+from edgekit.graph.batch_norm import fold_batch_norms
 from edgekit.graph.layer_norm import layer_norm
 from edgekit.graph.matmul import attention, batched_matmul, transposed_products
 from edgekit.graph.noops import drop_noops
@@ -25,13 +25,14 @@ Rewrite = Callable[[ExportedProgram], ExportedProgram]
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     # XNNPACK's partitioner: no layer_norm, select, split, squeeze, expand; mean over a map only.
     "executorch": (
-        reshape_views, drop_noops, slice_selects, attention, batched_matmul, plain_silu, half_gelu,
-        spatial_means, floor_pools, spatial_maxima, line_means, merge_permutes, layer_norm, merge_layouts,
+        reshape_views, drop_noops, fold_batch_norms, slice_selects, attention, batched_matmul, plain_silu,
+        half_gelu, spatial_means, floor_pools, spatial_maxima, line_means, merge_permutes, layer_norm, merge_layouts,
     ),
-    "coreml": (reshape_views, drop_noops, explicit_strides, merge_layouts),
-    "tflite": (reshape_views, drop_noops, batched_matmul, merge_layouts),
+    "coreml": (reshape_views, drop_noops, fold_batch_norms, explicit_strides, merge_layouts),
+    "tflite": (reshape_views, drop_noops, fold_batch_norms, batched_matmul, merge_layouts),
     "onnx": (
-        reshape_views, drop_noops, cropping_pads, short_softmaxes, merge_permutes, transposed_products, merge_layouts,
+        reshape_views, drop_noops, fold_batch_norms, cropping_pads, short_softmaxes, merge_permutes,
+        transposed_products, merge_layouts,
     ),
 }  # fmt: skip
 
@@ -40,10 +41,7 @@ def rewrite(program: ExportedProgram, target: str) -> ExportedProgram:
     """`program` as `target`'s runtime takes it best; equal up to rounding."""
     if target not in REWRITES:
         raise UnknownName("target", target, REWRITES)
-    if any(writes(node) for node in program.graph.nodes):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own pytrees
-            program = program.run_decompositions({})  # no decompositions: in-place operations become plain ones
+    program = without_writes(program)
     for rule in REWRITES[target]:
         program = rule(program)
     return program

@@ -1,6 +1,7 @@
 """Editing a captured graph: what every rewrite needs, once."""
 
 import copy
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 _KEPT_META = ("stack_trace", "nn_module_stack", "from_node")
+_STRIDED = (
+    torch.ops.aten.view.default, torch.ops.aten.view.dtype, torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.view_copy.default, torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_copy.default,
+    torch.ops.aten.view_as_complex.default,
+)  # fmt: skip
 _CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -28,6 +34,10 @@ class Editor:
         self._module = GraphModule(program.graph_module, copy.deepcopy(program.graph_module.graph))
         self._module.meta.update(program.graph_module.meta)
         self.graph = self._module.graph
+        # Copying renames what Python knows too: `input`, the argument of every Sequential. The signature does not.
+        for old, new in zip(program.graph_module.graph.nodes, self.graph.nodes, strict=True):
+            if new.name != old.name:
+                new.name = old.name
         self._signature = copy.deepcopy(program.graph_signature)
         self._state: dict[str, Any] = dict(program.state_dict)
         self._fake = detect_fake_mode([n.meta["val"] for n in self.graph.nodes if "val" in n.meta])
@@ -37,6 +47,11 @@ class Editor:
         # Where an operation writes into its operand, values cannot be moved past it: such a graph stays as it is.
         self._writes = any(writes(n) for n in self.graph.nodes)
         self.fired = 0
+
+    @property
+    def reads_strides(self) -> bool:
+        """Whether an operation's result, or its refusal, depends on how its operand lies in memory."""
+        return bool(self.nodes(*_STRIDED))
 
     def nodes(self, *targets: object) -> list[Node]:
         """Calls of one of the given operators, in graph order; none in a graph that writes in place."""
@@ -87,8 +102,12 @@ class Editor:
         return value if isinstance(value, Tensor) else None
 
     def replace(self, old: Node, new: Node) -> None:
-        """Let every user of `old` take `new`; count one firing. A program may not return its own input: no change."""
-        if new.op == "placeholder" and any(user.op == "output" for user in old.users):
+        """Let every user of `old` take `new`; count one firing.
+
+        No change where a program would return its own input, or one value twice: outputs are told apart by node.
+        """
+        returned = any(user.op == "output" for user in old.users)
+        if returned and (new.op == "placeholder" or any(user.op == "output" for user in new.users)):
             return
         old.replace_all_uses_with(new)
         # The names of a program's outputs are part of its signature.
@@ -124,6 +143,15 @@ def writes(node: Node) -> bool:
     """Whether a call writes into one of its operands."""
     schema = getattr(node.target, "_schema", None)
     return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def without_writes(program: ExportedProgram) -> ExportedProgram:
+    """`program` with plain operations for those that write in place; itself where there are none."""
+    if not any(writes(node) for node in program.graph.nodes):
+        return program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own pytrees
+        return program.run_decompositions({})  # no decompositions, but what every export goes through
 
 
 def value(node: object) -> Tensor | None:

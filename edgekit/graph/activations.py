@@ -25,7 +25,7 @@ _CLAMP = 5.0
 def plain_silu(program: ExportedProgram) -> ExportedProgram:
     """silu as a product with the sigmoid."""
     editor = Editor(program)
-    for node in editor.nodes(_aten.silu.default, _aten.silu_.default):
+    for node in editor.nodes(_aten.silu.default):
         x = node.args[0]
         editor.replace(node, editor.call(node, _aten.mul.Tensor, x, editor.call(node, _aten.sigmoid.default, x)))
     return editor.finish()

@@ -6,9 +6,17 @@ With e = (1/C, ..., 1/C)::
     v = e (c * c) + eps    the variance, from centred values: safe in half precision; eps is the product's bias
     y = c * rsqrt(v) (* gamma + beta)
 
+In float16 the square of 256 is infinite and an eps below 2^-24 is 0, which makes NaN of a constant row. There::
+
+    v = e/s^2 ((s c) * (s c)) + max(eps, 2^-24)    s the power of two next to C^-1/2: s c is exact
+
+so that one channel may be as far out as the variance allows, whose own limit is that of float16 (a deviation of 255).
+
 Over the last dimension e is a linear layer. Where the norm sits between permutes that only bring channels to the end
 of (B, C, H, W) and back, e is a 1x1 convolution and both permutes go. XNNPACK takes every one of these operations.
 """
+
+import math
 
 import torch
 from torch.export import ExportedProgram
@@ -48,12 +56,22 @@ def _normalized(
     dtype, device = val.dtype, val.device
     row_shape = (1, size, 1, 1) if dim == 1 else (1, size)
     product = _aten.conv2d.default if dim == 1 else _aten.linear.default
-    row = editor.constant(torch.full(row_shape, 1 / size, dtype=dtype, device=device), ("row", row_shape, dtype))
+    half = dtype is torch.float16
+    scale = 2.0 ** -round(math.log2(size) / 2) if half else 1.0
+    eps = max(eps, 2.0**-24) if half else eps
+
+    def mean_row(share: float) -> Node:
+        return editor.constant(torch.full(row_shape, share, dtype=dtype, device=device), (row_shape, share, dtype))
+
     # Not shared between the two products: ExecuTorch stores a convolution's bias in float32, a linear's in float16.
     epsilon = editor.constant(torch.full((1,), eps, dtype=dtype, device=device), ("eps", dim, eps, dtype))
-    centred = editor.call(node, _aten.sub.Tensor, x, editor.call(node, product, x, row))
-    square = editor.call(node, _aten.mul.Tensor, centred, centred)
-    variance = editor.call(node, product, square, row, epsilon)
+    centred = editor.call(node, _aten.sub.Tensor, x, editor.call(node, product, x, mean_row(1 / size)))
+    scaled = centred
+    if scale != 1:  # a tensor: a number would be one of float32 and a cast, which XNNPACK does not take
+        factor = editor.constant(torch.tensor([scale], dtype=dtype, device=device), ("scale", scale, dtype))
+        scaled = editor.call(node, _aten.mul.Tensor, centred, factor)
+    square = editor.call(node, _aten.mul.Tensor, scaled, scaled)
+    variance = editor.call(node, product, square, mean_row(1 / size / scale**2), epsilon)
     result = editor.call(node, _aten.mul.Tensor, centred, editor.call(node, _aten.rsqrt.default, variance))
     for target, operand in ((_aten.mul.Tensor, gain), (_aten.add.Tensor, shift)):
         if operand is not None:

@@ -69,7 +69,9 @@ def transposed_products(program: ExportedProgram) -> ExportedProgram:
         if not isinstance(product, Node) or product.target not in (_aten.matmul.default, _aten.bmm.default):
             continue
         left, right = product.args[:2]
-        if len(product.users) != 1 or not _swaps_last(node) or not _swaps_last(right) or value(left) is None:
+        if len(product.users) != 1 or not _swaps_last(node) or not _swaps_last(right):
+            continue
+        if len(shape(left) or ()) < 2:
             continue
         assert isinstance(right, Node)
         flipped = editor.call(node, _aten.transpose.int, left, -2, -1)
@@ -92,20 +94,23 @@ def _mask(
     """What is added to the logits: a float mask as it is, a constant boolean or causal one as 0 and -inf."""
     assert like is not None
     if causal and mask is None:
-        allowed = torch.ones(queries, keys, dtype=torch.bool).tril()
+        allowed, name = torch.ones(queries, keys, dtype=torch.bool).tril(), "causal"
     else:
         given = value(mask)
         if causal or given is None:
             return None
-        if given.dtype.is_floating_point:
-            return mask
         constant = editor.constant_value(mask)
-        if constant is None:
+        if given.dtype.is_floating_point:
+            return None if constant is not None and bool((constant == -torch.inf).all(-1).any()) else mask
+        # A query that may attend to nothing gets zeros from SDPA, but the mean of all values from a softmax.
+        if constant is None or not bool(constant.bool().any(-1).all()):
             return None
-        allowed = constant.bool()
+        assert isinstance(mask, Node)
+        allowed, name = constant.bool(), mask.name
     # The dtype's lowest finite value, not -inf: a runtime's softmax may compute inf - inf in a fully masked row.
     floor = torch.finfo(like.dtype).min
-    return editor.constant(torch.zeros(allowed.shape, dtype=like.dtype).masked_fill(~allowed, floor))
+    key = ("mask", name, queries, keys, like.dtype)
+    return editor.constant(torch.zeros(allowed.shape, dtype=like.dtype).masked_fill(~allowed, floor), key)
 
 
 def _product(editor: Editor, node: Node, left: object, right: object) -> Node:

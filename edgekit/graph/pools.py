@@ -67,8 +67,8 @@ def spatial_maxima(program: ExportedProgram) -> ExportedProgram:
     """Maximum over a map as one max pooling."""
     editor = Editor(program)
     for node in editor.nodes(_aten.amax.default):
-        source, result = shape(node.args[0]), shape(node)
-        if source is None or result is None or len(source) != 4:
+        source, result, val = shape(node.args[0]), shape(node), value(node.args[0])
+        if source is None or result is None or val is None or len(source) != 4 or not val.dtype.is_floating_point:
             continue
         if dims(argument(node, 1, "dim", ()), 4) != _MAP or 1 in source[2:]:
             continue
@@ -116,6 +116,7 @@ def explicit_strides(program: ExportedProgram) -> ExportedProgram:
         if argument(node, 2, "stride", ()):
             continue
         kernel = list(_pair(node.args[1]))
-        new = editor.call(node, node.target, node.args[0], kernel, kernel, *node.args[3:])
+        kept = {k: v for k, v in node.kwargs.items() if k not in ("kernel_size", "stride")}
+        new = editor.call(node, node.target, node.args[0], kernel, kernel, *node.args[3:], **kept)
         editor.replace(node, new)
     return editor.finish()

@@ -75,6 +75,8 @@ def _slice_parts(editor: Editor, node: Node, users: list[Node], source: tuple[in
 def merge_reshapes(program: ExportedProgram) -> ExportedProgram:
     """reshape(reshape(x, a), b) = reshape(x, b), and x itself where b is its shape."""
     editor = Editor(program)
+    if editor.reads_strides:
+        return program
     for node in editor.nodes(_aten.reshape.default):
         root = node.args[0]
         while isinstance(root, Node) and root.target is _aten.reshape.default:

@@ -1,50 +1,90 @@
-"""From the train form of a model to its deploy form: the same function, cheaper."""
+"""From the train form of a model to its deploy form: the same function, in operations that runtimes take well.
+
+Only what a module says of itself is done here; what can be read off any graph is done in `edgekit.graph`.
+"""
 
 import copy
-from collections import Counter
-from itertools import pairwise
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+
+from edgekit.errors import BadInput
 
 
 def deploy(model: nn.Module) -> nn.Module:
     """A copy of `model` in eval mode and deploy form; `model` itself is left as it is.
 
-    Every module with a `deploy()` method is replaced by what that returns, outermost first (what it returns may hold
-    further ones), and every batch norm that directly follows a convolution in an `nn.Sequential` is folded into it:
-    BN(W x + b) = (W s) x + (b - mean) s + beta with s = gamma / sqrt(var + eps).
+    Every module whose class defines a method `deploy(self)` is replaced by what that returns, outermost first (what
+    it returns may hold further ones). Raises `BadInput` where a model cannot be copied or `deploy` returns no module.
     """
     with torch.no_grad():
-        copied = copy.deepcopy(model).eval()
-        # A convolution or norm that a model uses in two places cannot take the norm of one of them.
-        uses = Counter(id(module) for _, module in copied.named_modules(remove_duplicate=False))
-        return _walk(copied, uses).eval()
+        return _walk(_copied(model).eval(), {}).eval()
 
 
-def _walk(module: nn.Module, uses: Counter[int]) -> nn.Module:
-    while callable(method := getattr(module, "deploy", None)):
-        replacement = method()
+def _walk(module: nn.Module, done: dict[int, tuple[nn.Module, nn.Module]]) -> nn.Module:
+    """`module` in deploy form. One that is used in two places stays one: `done` holds it, so that its id is its own."""
+    if id(module) in done:
+        return done[id(module)][1]
+    result, seen = module, {type(module)}
+    while (method := _method(result)) is not None:
+        replacement = method(result)
         if not isinstance(replacement, nn.Module):
-            raise TypeError(f"{type(module).__name__}.deploy() returned {type(replacement).__name__}, not a module")
-        module = replacement
-    if isinstance(module, nn.Sequential):
-        _fold_norms(module, uses)
-    for name, child in module.named_children():
-        setattr(module, name, _walk(child, uses))
-    return module
+            raise BadInput(
+                f"{type(result).__name__}.deploy() returned {type(replacement).__name__}, not a module",
+                "edgekit calls deploy(self) for the module to export instead: return one, `self` to stay as it is.",
+            )
+        # A class that is its own deploy form, or that of its deploy form, is there.
+        result, again = replacement, type(replacement) in seen
+        if again:
+            break
+        seen.add(type(result))
+    done[id(module)] = (module, result)
+    done[id(result)] = (result, result)
+    for name, child in list(result._modules.items()):
+        if child is not None and (new := _walk(child, done)) is not child:
+            setattr(result, name, new)
+    return result
 
 
-def _fold_norms(sequence: nn.Sequential, uses: Counter[int]) -> None:
-    """Fold each Conv2d, BatchNorm2d pair of neighbours into its convolution; an identity keeps the numbering."""
-    names = list(sequence._modules)
-    for first, second in pairwise(names):
-        conv, norm = sequence._modules[first], sequence._modules[second]
-        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
-            continue
-        if norm.running_var is not None and uses[id(conv)] <= 1 and uses[id(norm)] <= 1:
-            fold_batch_norm(conv, norm)
-            sequence._modules[second] = nn.Identity()
+def _method(module: nn.Module) -> Callable[[nn.Module], object] | None:
+    """The `deploy(self)` that a module's class defines; a child, a flag or another function of the name is none."""
+    method = inspect.getattr_static(type(module), "deploy", None)
+    if not inspect.isfunction(method):
+        return None
+    try:
+        inspect.signature(method).bind(module)
+    except TypeError:
+        return None
+    return method
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever an object in the model raises: TypeError for locks, RuntimeError for tensors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(
+            f"{type(model).__name__} cannot be copied{_culprit(model)}: {reason}",
+            "edgekit changes a copy only. Make locks, files and tensors with a history in forward(), "
+            "or give what holds them a __deepcopy__.",
+        ) from error
+
+
+def _culprit(model: nn.Module) -> str:
+    """` because of its encoder.lock` for the first attribute that cannot be copied, or ""."""
+    for name, module in model.named_modules():
+        own: dict[str, Any] = {**vars(module), **module._parameters, **module._buffers}
+        for attribute, held in own.items():
+            if attribute in ("_modules", "_parameters", "_buffers"):
+                continue
+            try:
+                copy.deepcopy(held)
+            except Exception:
+                return f" because of its {name}.{attribute}" if name else f" because of its {attribute}"
+    return ""
 
 
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

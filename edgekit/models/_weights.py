@@ -28,7 +28,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as weights: {reason}",
             "Save it as safetensors, or as state_dict with torch.save: files that need code to load are refused.",
         ) from error
-    return {k.removeprefix("module."): v for k, v in state.items()}
+    bare = {k.removeprefix("module."): v for k, v in state.items()}
+    if len(bare) != len(state):
+        twice = next(k for k in state if f"module.{k}" in state)
+        raise BadInput(
+            f"{path} has both {twice} and module.{twice}", "Save one of the two models that it seems to hold."
+        )
+    return bare
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

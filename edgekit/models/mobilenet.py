@@ -5,6 +5,7 @@ linearly: y = P(DW(E(x))) (+ x where shapes allow), ReLU6 after E and DW, none a
 State names are torchvision's, so its checkpoints load as they are.
 """
 
+import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -69,6 +70,9 @@ def _init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+_FOLDED = re.compile(r"(?P<stem>features\..+)\.(?P<index>[0-9]+)\.bias")
+
+
 def convert_state(eps: float, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state from torchvision's names, with batch norm or with batch norm already folded.
 
@@ -76,12 +80,12 @@ def convert_state(eps: float, published: Mapping[str, Tensor]) -> dict[str, Tens
     (mean 0, variance 1, gain sqrt(1 + eps)) with the bias as shift, which computes the same.
     """
     state = {k: v for k, v in published.items() if not k.endswith("num_batches_tracked")}
-    for key in [
-        k for k in state if k.startswith("features.") and k.endswith(".bias") and state[k[:-4] + "weight"].ndim == 4
-    ]:
-        bias = state.pop(key)
-        stem, index = key[: -len(".bias")].rsplit(".", 1)
-        norm = f"{stem}.{int(index) + 1}"
+    for match in list(filter(None, map(_FOLDED.fullmatch, state))):
+        weight = state.get(f"{match['stem']}.{match['index']}.weight")
+        if weight is None or weight.ndim != 4:
+            continue  # a norm's, or a stray one: loading names what is missing
+        bias = state.pop(match.string)
+        norm = f"{match['stem']}.{int(match['index']) + 1}"
         state[f"{norm}.weight"] = torch.full_like(bias, (1 + eps) ** 0.5)
         state[f"{norm}.bias"] = bias
         state[f"{norm}.running_mean"] = torch.zeros_like(bias)
