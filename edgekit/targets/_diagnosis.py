@@ -72,9 +72,7 @@ def _named(program: ExportedProgram, name: str) -> list[Node]:
 def _refused_alone(target: Target, program: ExportedProgram) -> list[Node]:
     """The calls of the first op that `target` does not even lower by itself; [] where each of them is fine alone."""
     calls = [
-        n
-        for n in program.graph.nodes
-        if isinstance(n.target, torch._ops.OpOverload) and isinstance(n.meta.get("val"), Tensor)
+        n for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload) and n.meta.get("val") is not None
     ]
     if len(calls) < 2:
         return calls
