@@ -1,4 +1,4 @@
-"""Rewrites of a captured graph: one identity a file, and the ones each runtime needs, in order.
+"""Rewrites of a captured graph: identities, and the ones each runtime needs, in order.
 
 A rule takes an `ExportedProgram` and returns one that computes the same, or the same object where it does not apply.
 Rules read nothing but the graph, so a user's own module gains as much as the zoo's.

@@ -9,13 +9,12 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgekit.graph.capture import source_line
+from edgekit.programs import user_inputs
 
 
 def sample_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
     """Zeros of the shapes and dtypes of the program's inputs."""
-    names = set(program.graph_signature.user_inputs)
-    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
-    return tuple(torch.zeros(tuple(v.shape), dtype=v.dtype) for v in values)
+    return tuple(torch.zeros(tuple(v.shape), dtype=v.dtype) for v in user_inputs(program))
 
 
 def op_name(node: Node) -> str:

@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 
 from edgekit.errors import LoweringFailed
 from edgekit.graph.capture import source_line
+from edgekit.programs import user_inputs
 from edgekit.targets._diagnosis import cannot_lower, cannot_lower_graph
 from edgekit.targets._graph import sources
 
@@ -85,11 +86,6 @@ def package_runner(package: Path) -> Callable[[dict[str, np.ndarray]], dict[str,
 # ------------------------------------------------------------------------------------------ the program's boundary
 
 
-def _user_inputs(program: ExportedProgram) -> list[Tensor]:
-    values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
-    return [values[name] for name in program.graph_signature.user_inputs]
-
-
 def _user_outputs(program: ExportedProgram) -> list[Tensor]:
     values = {n.name: n.meta["val"] for n in program.graph.nodes if "val" in n.meta}
     return [values[name] for name in program.graph_signature.user_outputs]
@@ -148,7 +144,7 @@ def _converted(
         program,
         inputs=[
             ct.TensorType(name=name, shape=tuple(value.shape), dtype=_boundary_type(value))
-            for name, value in zip(input_names, _user_inputs(program), strict=True)
+            for name, value in zip(input_names, user_inputs(program), strict=True)
         ],
         outputs=[
             ct.TensorType(name=name, dtype=_boundary_type(value))
