@@ -509,7 +509,7 @@ def test_what_a_program_has_fixed_cannot_be_changed(cli: Cli, out: Path, program
 
 USERS = """
 import torch
-from torch import nn
+from torch import library, nn
 
 
 class Branch(nn.Module):
@@ -549,7 +549,7 @@ class Op(nn.Module):
         return x.flatten(1)
 
 
-@torch.library.custom_op("edgekittest::scramble", mutates_args=())
+@library.custom_op("edgekittest::scramble", mutates_args=())
 def scramble(x: torch.Tensor) -> torch.Tensor:
     return x.flip(0) + 1
 
