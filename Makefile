@@ -9,7 +9,7 @@ READY := .venv/.ready
 DEMO := build/demo
 TARGETS := coreml executorch tflite onnx
 
-.PHONY: demo test lint format check benchmark clean
+.PHONY: demo test lint format check benchmark zoo-table clean
 
 demo: $(READY)
 	$(BIN)/edgekit export -m lvt -t all -o $(DEMO) --force
@@ -20,7 +20,7 @@ demo: $(READY)
 	done
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,9 +35,14 @@ check: lint test
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/lvt_forms.py
+	$(BIN)/python benchmarks/naive_vs_edgekit.py
 	$(BIN)/python benchmarks/export_overhead.py
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/tables.py
+
+# Exports and verifies the whole zoo: about an hour on two cores. RESUME=1 keeps the rows that are saved.
+zoo-table: $(READY)
+	$(BIN)/python benchmarks/zoo.py $(if $(RESUME),--resume)
 	$(BIN)/python benchmarks/tables.py
 
 # torch goes first and by itself: beside other packages, pip may choose a newer build with gigabytes of CUDA.

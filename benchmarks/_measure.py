@@ -1,7 +1,9 @@
 """Interleaved timing: machines are noisy, so what is compared runs in turns, in one process or shell."""
 
 import json
+import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -36,10 +38,24 @@ def summary(times: list[float]) -> dict[str, float]:
     return {key: round(value, 3) for key, value in values.items()} | {"runs": len(times)}
 
 
+def saved(name: str) -> dict[str, Any]:
+    """What `results/NAME.json` holds, or {} where it is not there yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _processor() -> str:
+    """The processor's own name where Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else []
+    return names[0] if names else platform.processor()
+
+
 def save(name: str, content: dict[str, Any]) -> None:
     """Write `results/NAME.json` with the machine and the versions, and print where."""
     RESULTS.mkdir(exist_ok=True)
     environment = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+    environment |= {"processor": _processor(), "cores": str(os.cpu_count())}
     for package in PACKAGES:
         try:
             environment[package] = version(package)

@@ -1,17 +1,16 @@
-"""Write the README's tables from the saved results; `--check` exits 1 where the README says something else."""
+"""Write the tables of the documents from the saved results; `--check` exits 1 where a document says something else."""
 
-import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+from _measure import saved
 
+from edgekit.models import list_models
 
-def saved(name: str) -> dict[str, Any]:
-    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+ROOT = Path(__file__).parent.parent
+TITLES = {"executorch": "ExecuTorch", "tflite": "LiteRT", "onnx": "ONNX Runtime", "coreml": "Core ML"}
 
 
 def accuracy() -> str:
@@ -25,12 +24,71 @@ def accuracy() -> str:
 
 
 def speed() -> str:
-    """LVT's deploy form on three runtimes against its train form."""
-    content = saved("lvt_forms")
-    (_, base), *others = content["results"].items()
-    rows = ["| lvt, fp32, 2 threads | faster than the train form in ONNX Runtime | delegates |", "|---|---|---|"]
-    rows += [f"| {form} | {base['min_ms'] / r['min_ms']:.2f}x | {content['delegation'][form]} |" for form, r in others]
+    """How many times faster a model is as edgekit exports it than through the bare library calls."""
+    rows = [f"| model | {' | '.join(TITLES[t] for t in ('executorch', 'tflite', 'onnx'))} |", "|---|---|---|---|"]
+    for name, forms in saved("naive_vs_edgekit")["results"].items():
+        cells = []
+        for target in ("executorch", "tflite", "onnx"):
+            plain, ours = forms[f"{target} naive"], forms[f"{target} edgekit"]["min_ms"]
+            if "min_ms" in plain:
+                cells.append(f"{plain['min_ms'] / ours:.2f}x")
+            else:
+                # What does not run has no time: the same train form in the runtime that takes it stands in.
+                cells.append(f"{forms['onnx naive']['min_ms'] / ours:.2f}x *")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def latency() -> str:
+    """The same measurement in milliseconds, with the delegates."""
+    content = saved("naive_vs_edgekit")
+    rows = ["| model | runtime | bare calls | edgekit | delegates / ops outside |", "|---|---|---|---|---|"]
+    for name, forms in content["results"].items():
+        for target in ("executorch", "tflite", "onnx"):
+            plain, ours = forms[f"{target} naive"], forms[f"{target} edgekit"]
+            before = f"{plain['min_ms']:.2f} ms" if "min_ms" in plain else f"fails: {plain['fails']}"
+            parts = " → ".join(filter(None, (plain.get("delegates / outside"), ours["delegates / outside"])))
+            rows.append(f"| {name} | {TITLES[target]} | {before} | {ours['min_ms']:.2f} ms | {parts} |")
+    e = content["environment"]
+    return "\n".join(
+        [*rows, "", f"{e['processor']}, {e['cores']} cores, {content['threads']} threads, torch {e['torch']}."]
+    )
+
+
+def zoo() -> str:
+    """Every model: its card, and what each target makes of it."""
+    targets = ("coreml", "executorch", "tflite", "onnx")
+    rows = [
+        f"| model | input | params | MACs | {' | '.join(TITLES[t] for t in targets)} |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    results = saved("zoo")["results"]
+    for spec in list_models():
+        cells = []
+        for target in targets:
+            r = results[spec.name][target]
+            cells.append(
+                f"{r['bytes'] / 1e6:.1f} MB, {r['sqnr_db']:.0f} dB, {r['partitions']} / {sum(r['outside'].values())}"
+            )
+        size = "x".join(map(str, spec.input[1:]))
+        rows.append(
+            f"| {spec.name} | {size} | {spec.params / 1e6:.2f} M | {spec.macs / 1e6:.0f} M | {' | '.join(cells)} |"
+        )
+    return "\n".join(rows)
+
+
+def outside() -> str:
+    """Why some ops stay outside a delegate, by target."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for name, row in saved("zoo")["results"].items():
+        for target, r in row.items():
+            for reason, count in r["outside"].items():
+                found.setdefault((target, reason), {})[name] = count
+    lines = [
+        f"- {TITLES[target]}, {reason}: {', '.join(f'{n} ({c})' for n, c in models.items())}"
+        for (target, reason), models in found.items()
+    ]
+    return "\n".join(lines) or "Nothing."
 
 
 def overhead() -> str:
@@ -42,18 +100,29 @@ def overhead() -> str:
     )
 
 
-def filled(text: str) -> str:
-    for table in (accuracy, speed, overhead):
+TABLES: dict[str, tuple[Callable[[], str], ...]] = {
+    "README.md": (accuracy, speed, overhead),
+    "edgekit/models/README.md": (zoo, outside, latency),
+}
+
+
+def filled(text: str, tables: tuple[Callable[[], str], ...]) -> str:
+    for table in tables:
         name = table.__name__
-        place = re.search(rf"<!-- {name} -->\n.*?\n<!-- /{name} -->", text, re.DOTALL)
-        assert place, f"the README has no place for the table {name}"
+        place = re.search(rf"<!-- {name} -->\n.*?\n?<!-- /{name} -->", text, re.DOTALL)
+        assert place, f"there is no place for the table {name}"
         text = text.replace(place[0], f"<!-- {name} -->\n{table()}\n<!-- /{name} -->")
     return text
 
 
 if __name__ == "__main__":
-    before = README.read_text(encoding="utf-8")
-    after = filled(before)
-    if "--check" in sys.argv:
-        sys.exit(0 if after == before else "the README's tables are stale: python benchmarks/tables.py")
-    README.write_text(after, encoding="utf-8")
+    stale = []
+    for document, tables in TABLES.items():
+        before = (ROOT / document).read_text(encoding="utf-8")
+        after = filled(before, tables)
+        if after != before:
+            stale.append(document)
+            if "--check" not in sys.argv:
+                (ROOT / document).write_text(after, encoding="utf-8")
+    if "--check" in sys.argv and stale:
+        sys.exit(f"the tables of {', '.join(stale)} are stale: make zoo-table, or python benchmarks/tables.py")

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from edgekit.errors import BadInput, UnknownName
 from edgekit.graph.capture import capture
-from edgekit.models import ZOO, create_model, deploy, labels_of, load_weights, read_state
+from edgekit.models import ZOO, check_input, create_model, deploy, labels_of, load_weights, read_state
 from edgekit.programs import example_inputs, read_program
 from edgekit.types import ModelRequest, ModelSpec, Preprocess, Shape, Weights
 from edgekit.user_code import call
@@ -45,6 +45,11 @@ def load(request: ModelRequest, module: nn.Module | None = None) -> Loaded:
     Raises `BadInput`, `UnknownName`, `WeightsMismatch` or `CaptureFailed`.
     """
     _check_statistics(request)
+    if request.features_only and (module is not None or request.model not in ZOO):
+        raise BadInput(
+            f"--features-only is for models of the zoo, and {request.model} is none",
+            "Let your own module return its features instead.",
+        )
     if module is None and request.model.endswith(".pt2"):
         return _load_program(request)
     _check_one_shape(request)
@@ -92,36 +97,37 @@ def _load_zoo(request: ModelRequest, spec: ModelSpec) -> Loaded:
     shapes = request.input_shape or (
         (request.batch_size, channels, request.image_size or height, request.image_size or width),
     )
-    _check_zoo_shape(spec, shapes)
-    num_classes = request.num_classes or 1000
-    module = create_model(spec.name, num_classes=num_classes, weights=request.weights, seed=request.seed)
-    labels = _read_labels(request) or (labels_of(spec) if num_classes == 1000 else ())
+    if len(shapes) != 1:
+        raise BadInput(f"{spec.name} takes one input N,C,H,W, not {len(shapes)}", "Give --input-shape once.")
+    check_input(spec, shapes[0])
+    module = create_model(
+        spec.name,
+        num_classes=request.num_classes,
+        in_channels=shapes[0][1],
+        image_size=(shapes[0][2], shapes[0][3]),
+        features_only=request.features_only,
+        weights=request.weights,
+        seed=request.seed,
+    )
+    as_published = request.num_classes in (None, spec.num_classes) and not request.features_only
     random = f"{spec.name} has seeded random weights: its accuracy is meaningless. Give --weights."
     inputs = _seeded(shapes, request.seed)
+    preprocess: Preprocess | None = spec.preprocess
+    notes: tuple[str, ...] = () if request.weights else (random,)
+    if shapes[0][1] != channels:
+        preprocess, assumed = _assumed_preprocess(module, shapes[0], request)
+        notes = (*notes, *assumed)
     return Loaded(
-        name=spec.name,
+        name=f"{spec.name}-features" if request.features_only else spec.name,
         request=request,
         module=module,
         program=capture(deploy(module), inputs),
         inputs=inputs,
         weights=_weights_record(request, f"seed:{request.seed}"),
-        preprocess=_with_statistics(_scaled(spec.preprocess, shapes[0]), request),
-        labels=labels,
-        notes=() if request.weights else (random,),
+        preprocess=None if preprocess is None else _with_statistics(_scaled(preprocess, shapes[0]), request),
+        labels=_read_labels(request) or (labels_of(spec) if as_published else ()),
+        notes=notes,
     )
-
-
-def _check_zoo_shape(spec: ModelSpec, shapes: tuple[Shape, ...]) -> None:
-    shape = shapes[0]
-    if len(shapes) != 1 or len(shape) != 4 or shape[1] != spec.input[0]:
-        raise BadInput(
-            f"{spec.name} takes one input N,{spec.input[0]},H,W, not {shapes}", "Type e.g. --image-size 224."
-        )
-    if shape[2] % spec.stride or shape[3] % spec.stride or min(shape) < 1:
-        raise BadInput(
-            f"{spec.name} takes image sizes that {spec.stride} divides, not {shape[2]}x{shape[3]}",
-            f"The next one: --image-size {max(spec.stride, -(-max(shape[2:]) // spec.stride) * spec.stride)}",
-        )
 
 
 def _load_callable(request: ModelRequest) -> Loaded:

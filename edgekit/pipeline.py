@@ -48,6 +48,7 @@ def export(
     batch_size: int = 1,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    features_only: bool = False,
     seed: int = 0,
     verify: bool = True,
     min_sqnr: float | None = None,
@@ -58,7 +59,8 @@ def export(
     """Export `model` to one or more targets and verify each artifact against the float model.
 
     `model` is a zoo name, "file.py:callable", "package.module:callable", a .pt2 file or an nn.Module; `target` a name,
-    several, or "all". Each artifact is the folder `out`/<name>-<target>-<precision>, written whole or not at all.
+    several, or "all". `features_only` exports a zoo model's stage outputs in place of its logits.
+    Each artifact is the folder `out`/<name>-<target>-<precision>, written whole or not at all.
     Raises an `EdgekitError`: `GateFailed` when an artifact is not equal enough (nothing is left of it),
     `PartialFailure` when some of several targets failed.
     """
@@ -73,6 +75,7 @@ def export(
         labels=None if labels is None else str(labels),
         mean=tuple(mean),
         std=tuple(std),
+        features_only=features_only,
     )
     precision = precision_name(precision)
     targets = targets_of(target)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 Shape = tuple[int, ...]
+Build = Callable[[int, int, tuple[int, int]], Any]
+"""(number of classes, input channels, (height, width) of the image) -> module in train form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +50,24 @@ class Preprocess:
 class ModelSpec:
     """A model of the zoo: how to build it, and the facts of its card.
 
-    `build(num_classes)` returns the train form; `convert_state` maps a published checkpoint's
-    names and layouts to ours. `params` and `macs` are for 1000 classes at `input`.
+    `build(num_classes, in_channels, (height, width))` returns the train form: a module with `forward` (logits),
+    `forward_features` (stage outputs as maps), `feature_strides` and `feature_channels`. `convert_state` maps a
+    published checkpoint's names and layouts to ours and leaves ours as they are; `fit_state(state, module)` resizes
+    tables made at another image size. `params` and `macs` are for `num_classes` classes at `input`.
     """
 
     name: str
     family: str
-    build: Callable[[int], Any]
+    build: Build
     params: int
     macs: int
     paper: str
     licence: str
     preprocess: Preprocess
     convert_state: Callable[[Mapping[str, Any]], dict[str, Any]]
+    fit_state: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
     input: Shape = (3, 224, 224)
+    num_classes: int = 1000
     stride: int = 32
     labels: str = ""
     weights: tuple[str, ...] = ()
@@ -90,6 +96,7 @@ class ModelRequest:
     labels: str | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    features_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,13 @@ ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file run in one worker, which makes what they share once; exports of the zoo share nothing."""
+    for item in items:
+        if item.path.name != "test_zoo.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with photos, weights and golden vectors; CI sets EDGEKIT_REQUIRE_SHARED where it must be there."""

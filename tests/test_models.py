@@ -11,28 +11,19 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgekit.errors import BadInput, UnknownName, WeightsMismatch
-from edgekit.models import ZOO, create_model, deploy, labels_of, list_models, load_weights
+from edgekit.models import ZOO, Features, create_model, deploy, labels_of, list_models, load_weights
 from edgekit.models._deploy import fold_batch_norm
 from edgekit.models._layers import SamePadConv2d
 from edgekit.models.mobilenet import MobileNetV2, convert_state
 from edgekit.types import ModelSpec
+from tests.zoo import randomized, relative
 
 every_model = pytest.mark.parametrize("spec", list_models(), ids=lambda s: s.name)
 
 
-def randomize(model: nn.Module) -> nn.Module:
-    """Batch norm statistics that are not the identity, so that folding them wrongly shows."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.weight, 0.8, 1.2)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model.eval()
-
-
-def relative(actual: Tensor, reference: Tensor) -> float:
-    return float(((actual - reference).norm() / reference.norm()).detach())
+def small(spec: ModelSpec) -> tuple[int, int]:
+    """The smallest image of at least 64 pixels that a model takes."""
+    return (-(-64 // spec.stride) * spec.stride,) * 2
 
 
 @every_model
@@ -48,12 +39,33 @@ def test_card_states_the_parameters_and_macs(spec: ModelSpec) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
 def test_deploy_form_is_the_train_form(spec: ModelSpec, batch: int) -> None:
-    torch.manual_seed(batch)
-    model = randomize(spec.build(10))
-    x = torch.randn(batch, 3, 64, 64)
+    """Logits and features, with every weight and batch norm statistic random."""
+    model = randomized(spec.build(10, 3, small(spec)), gain=1.0)
+    x = torch.randn(batch, 3, *small(spec))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     assert relative(deploy(model)(x), model(x)) < 1e-5
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "deploy() changed the model"
+    backbone = Features(model).eval()
+    maps, deployed = backbone(x), deploy(backbone)(x)
+    for actual, expected in zip(deployed, maps, strict=True):
+        assert relative(actual, expected) < 1e-5
+    assert [m.shape for m in maps] == [
+        (batch, channels, x.shape[2] // stride, x.shape[3] // stride)
+        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+
+
+@every_model
+@torch.no_grad()
+def test_classes_channels_and_size_are_the_callers(spec: ModelSpec) -> None:
+    size = (small(spec)[0] + spec.stride, small(spec)[1])
+    model = create_model(spec.name, num_classes=7, in_channels=1, image_size=size)
+    assert model(torch.randn(2, 1, *size)).shape == (2, 7)
+    for refused in (0, spec.stride + 1) if spec.stride > 1 else (0,):
+        with pytest.raises(BadInput, match=f"{spec.name} takes"):
+            create_model(spec.name, image_size=refused)
+    with pytest.raises(BadInput, match="takes one input"):
+        create_model(spec.name, in_channels=0)
 
 
 @every_model
@@ -79,7 +91,7 @@ def test_weights_of_other_shape_or_name_are_refused(spec: ModelSpec) -> None:
 @every_model
 def test_labels_are_as_many_as_the_classes(spec: ModelSpec) -> None:
     labels = labels_of(spec)
-    assert len(labels) == len(set(labels)) == 1000
+    assert len(labels) == len(set(labels)) == spec.num_classes
 
 
 def test_unknown_model_suggests_a_close_one() -> None:
@@ -109,7 +121,7 @@ def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int) -> Non
 @torch.no_grad()
 def test_folded_weights_compute_what_they_were_folded_from() -> None:
     torch.manual_seed(0)
-    model = randomize(MobileNetV2(10))
+    model = randomized(MobileNetV2(10))
     fused = copy.deepcopy(model)
     for sequence in [m for m in fused.modules() if isinstance(m, nn.Sequential)]:
         for (_, first), (name, second) in pairwise(list(sequence.named_children())):

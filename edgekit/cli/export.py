@@ -24,6 +24,9 @@ def export(
     batch_size: int = typer.Option(1, "--batch-size", min=1, help="Images in a batch; shapes are static."),
     mean: str = typer.Option(None, "--mean", help="Of pixels / 255, by channel: 0.485,0.456,0.406."),
     std: str = typer.Option(None, "--std", help="Of pixels / 255, by channel: 0.229,0.224,0.225."),
+    features_only: bool = typer.Option(
+        False, "--features-only", help="Stage outputs in place of logits, of a model of the zoo: a backbone."
+    ),
     seed: int = typer.Option(0, "--seed", help="For weights where none are given, and for test inputs."),
     verify: bool = typer.Option(
         True, "--verify/--no-verify", help="Prove that the artifact computes what the model computes."
@@ -58,6 +61,7 @@ def export(
                     batch_size=batch_size,
                     mean=parse_numbers("--mean", mean),
                     std=parse_numbers("--std", std),
+                    features_only=features_only,
                     seed=seed,
                     verify=verify,
                     min_sqnr=min_sqnr,

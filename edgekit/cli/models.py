@@ -16,7 +16,7 @@ def models(
     from edgekit.types import ModelSpec
 
     def card(spec: ModelSpec) -> dict[str, object]:
-        keys = ("name", "family", "params", "macs", "input", "paper", "licence", "weights", "notes")
+        keys = ("name", "family", "params", "macs", "input", "num_classes", "paper", "licence", "weights", "notes")
         return {key: getattr(spec, key) for key in keys}
 
     with terminal(context.obj) as screen:
@@ -43,4 +43,4 @@ def models(
                     if isinstance(value, tuple)
                     else value
                 )
-                screen.print(f"{key:<9}{shown}")
+                screen.print(f"{key:<12}{shown}")

@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from edgekit.errors import BadInput
 from edgekit.models import lvt, mobilenet
 from edgekit.models._deploy import deploy as deploy
+from edgekit.models._features import Features as Features
 from edgekit.models._weights import load_weights as load_weights
 from edgekit.models._weights import read_state as read_state
 from edgekit.registry import Registry
-from edgekit.types import ModelSpec
+from edgekit.types import ModelSpec, Shape
 
 ZOO: Mapping[str, ModelSpec] = Registry("model", [*lvt.MODELS, *mobilenet.MODELS])
 
@@ -21,18 +23,47 @@ def list_models() -> tuple[ModelSpec, ...]:
     return tuple(ZOO.values())
 
 
-def create_model(name: str, *, num_classes: int = 1000, weights: str | Path | None = None, seed: int = 0) -> nn.Module:
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    features_only: bool = False,
+    weights: str | Path | None = None,
+    seed: int = 0,
+) -> nn.Module:
     """The train form of a zoo model in eval mode, with `weights` from a file or seeded ones.
 
-    Raises `UnknownName`, `BadInput` (unreadable file) or `WeightsMismatch`.
+    `image_size` is one number or (height, width); what is None is as published. `features_only` gives `Features`:
+    the stage outputs instead of logits. Raises `UnknownName`, `BadInput` (a size that the model does not take, an
+    unreadable file) or `WeightsMismatch`.
     """
     spec = ZOO[name]
+    channels, height, width = spec.input
+    channels = channels if in_channels is None else in_channels
+    if image_size is not None:
+        height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    check_input(spec, (1, channels, height, width))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = spec.build(num_classes)
+        classes = spec.num_classes if num_classes is None else num_classes
+        model: nn.Module = spec.build(classes, channels, (height, width))
     if weights is not None:
-        load_weights(model, spec.name, spec.convert_state(read_state(Path(weights))), str(weights))
-    return model.eval()
+        state = spec.convert_state(read_state(Path(weights)))
+        load_weights(model, spec.name, spec.fit_state(state, model) if spec.fit_state else state, str(weights))
+    return (Features(model) if features_only else model).eval()
+
+
+def check_input(spec: ModelSpec, shape: Shape) -> None:
+    """Raises `BadInput` where a model of the zoo does not take images (N, C, H, W) of `shape`."""
+    if len(shape) != 4 or min(shape) < 1:
+        raise BadInput(f"{spec.name} takes one input N,C,H,W, not {shape}", "Type e.g. --image-size 224.")
+    if shape[2] % spec.stride or shape[3] % spec.stride:
+        raise BadInput(
+            f"{spec.name} takes image sizes that {spec.stride} divides, not {shape[2]}x{shape[3]}",
+            f"The next one: --image-size {-(-max(shape[2:]) // spec.stride) * spec.stride}",
+        )
 
 
 def labels_of(spec: ModelSpec) -> tuple[str, ...]:

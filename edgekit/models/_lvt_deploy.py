@@ -361,11 +361,23 @@ class ClassBlockDeploy(nn.Module):
 
 
 class LvtDeploy(nn.Module):
-    """Backbone and head: image (B, 3, H, W) -> logits (B, classes)."""
+    """Backbone and head: image (B, C, H, W) -> logits (B, classes)."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Sequential, head: nn.Module) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.backbone(x.permute(0, 2, 3, 1)))
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, ...]:
+        return stage_maps(self.backbone, x.permute(0, 2, 3, 1))
+
+
+def stage_maps(backbone: nn.Sequential, x: Tensor) -> tuple[Tensor, ...]:
+    """The output of each stage on x (B, H, W, C), as (B, C, H/s, W/s)."""
+    maps = []
+    for stage in backbone:
+        x = stage(x)
+        maps.append(x.permute(0, 3, 1, 2))
+    return tuple(maps)

@@ -24,7 +24,7 @@ of more than four dimensions.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +37,9 @@ from edgekit.models._lvt_deploy import (
     LvtDeploy,
     PooledHeadDeploy,
     RasaBlockDeploy,
+    stage_maps,
 )
-from edgekit.types import ModelSpec, Preprocess
+from edgekit.types import Build, ModelSpec, Preprocess
 
 HEAD_DIM = 32
 ATROUS_RATES = (1, 3, 5)
@@ -248,12 +249,15 @@ def _backbone(in_chans: int) -> nn.Sequential:
 
 
 class LvtGap(nn.Module):
-    """LVT with a pooled head: image (B, 3, H, W) -> logits (B, num_classes)."""
+    """LVT with a pooled head: image (B, C, H, W) -> logits (B, num_classes)."""
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+    feature_strides = (4, 8, 16, 32)
+    feature_channels = tuple(stage[0] for stage in _STAGES)
+
+    def __init__(self, num_classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__()
         dim = _STAGES[-1][0]
-        self.backbone = _backbone(in_chans)
+        self.backbone = _backbone(in_channels)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
         _init_weights(self)
@@ -262,22 +266,29 @@ class LvtGap(nn.Module):
         maps = self.backbone(_channels_last(x))
         return self.head(self.norm(maps).mean((1, 2)))
 
+    def forward_features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The maps (B, C, H/s, W/s) that each stage ends with, before any norm."""
+        return stage_maps(self.backbone, _channels_last(x))
+
     def deploy(self) -> nn.Module:
         return LvtDeploy(self.backbone, PooledHeadDeploy(self.norm, self.head))
 
 
 class Lvt(nn.Module):
-    """LVT with the class-attention head: image (B, 3, H, W) -> logits (B, num_classes).
+    """LVT with the class-attention head: image (B, C, H, W) -> logits (B, num_classes).
 
     logits = head(class token) + 0.5 * max over patch tokens of aux_head(patch token). Training from dense token
     labels needs the two terms apart: `forward_dense`.
     """
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+    feature_strides = (4, 8, 16, 32)
+    feature_channels = tuple(stage[0] for stage in _STAGES)
+
+    def __init__(self, num_classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__()
         dim = _STAGES[-1][0]
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.backbone = _backbone(in_chans)
+        self.backbone = _backbone(in_channels)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
         self.post_network = nn.Sequential(ClassBlock(dim), ClassBlock(dim))
@@ -288,6 +299,10 @@ class Lvt(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits, dense = self.forward_dense(x)
         return logits + 0.5 * dense.amax(1)
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The maps (B, C, H/s, W/s) that each stage ends with, before any norm."""
+        return stage_maps(self.backbone, _channels_last(x))
 
     def forward_dense(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The class token's logits (B, num_classes) and every patch token's (B, tokens, num_classes)."""
@@ -329,14 +344,12 @@ def _init_weights(model: nn.Module) -> None:
             nn.init.kaiming_uniform_(module.weight)
 
 
-def lvt(num_classes: int = 1000) -> Lvt:
-    """LVT with the class-attention head, the published ImageNet model (5,521,844 parameters at 1000 classes)."""
-    return Lvt(num_classes)
+def _lvt(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    return Lvt(num_classes, in_channels)  # no parameter of LVT depends on the size of the image
 
 
-def lvt_gap(num_classes: int = 1000) -> LvtGap:
-    """LVT with a pooled head (3,686,604 parameters at 1000 classes)."""
-    return LvtGap(num_classes)
+def _lvt_gap(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    return LvtGap(num_classes, in_channels)
 
 
 def convert_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -350,7 +363,7 @@ def convert_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _spec(name: str, build: Callable[[int], nn.Module], params: int, macs: int, notes: str) -> ModelSpec:
+def _spec(name: str, build: Build, params: int, macs: int, notes: str) -> ModelSpec:
     return ModelSpec(
         name=name,
         family="lvt",
@@ -368,6 +381,6 @@ def _spec(name: str, build: Callable[[int], nn.Module], params: int, macs: int, 
 
 
 MODELS = (
-    _spec("lvt", lvt, 5_521_844, 888_816_128, "Class-attention head; published top-1 74.8 % on ImageNet-1k at 224."),
-    _spec("lvt-gap", lvt_gap, 3_686_604, 861_803_008, "Pooled head on the same backbone."),
+    _spec("lvt", _lvt, 5_521_844, 888_816_128, "Class-attention head; published top-1 74.8 % on ImageNet-1k at 224."),
+    _spec("lvt-gap", _lvt_gap, 3_686_604, 861_803_008, "Pooled head on the same backbone."),
 )
