@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgekit.pipeline import export as export
     from edgekit.prediction import predict as predict
     from edgekit.verification import verify as verify
+    from edgekit.weights import import_weights as import_weights
 
 _PLACES = {
     "create_model": "models",
@@ -30,6 +31,7 @@ _PLACES = {
     "predict": "prediction",
     "inspect": "inspection",
     "doctor": "inspection",
+    "import_weights": "weights",
     "load_artifact": "artifacts",
     "Artifact": "types",
     "Evaluation": "types",

@@ -25,7 +25,7 @@ LAYERS = (
     {"targets"},
     {"artifacts"},
     {"verification"},
-    {"pipeline", "prediction"},
+    {"pipeline", "prediction", "weights"},
     {"evaluation", "inspection"},
     {"cli"},
 )

@@ -50,7 +50,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("-m mobilenet-v3 -t onnx", ["unknown model 'mobilenet-v3'", "Did you mean 'mobilenet-v2'"]),
+        ("-m mobilenet-v4 -t onnx", ["unknown model 'mobilenet-v4'", "Did you mean 'mobilenet-v"]),
         ("-m LVTT -t onnx", ["unknown model 'LVTT'", "'lvt'", "Known: "]),
         ("-m mobilenet-v2 -t onxx", ["unknown target 'onxx'", "Did you mean 'onnx'?"]),
         ("-m mobilenet-v2 -t onnx,litret", ["unknown target 'litret'", "'litert'"]),
@@ -63,8 +63,9 @@ def out(tmp_path: Path) -> Iterator[Path]:
         ("-m mobilenet-v2 -t onnx --batch-size 0", ["--batch-size", "greater than or equal to 1"]),
         ("-m mobilenet-v2 -t onnx --input-shape a,b", ["--input-shape 'a,b' is not a shape", "1,3,224,224"]),
         ("-m mobilenet-v2 -t onnx --input-shape 1,3,0,64", ["--input-shape '1,3,0,64' is not a shape"]),
-        ("-m mobilenet-v2 -t onnx --input-shape 1,3,64", ["N,3,H,W", "--image-size"]),
-        ("-m mobilenet-v2 -t onnx --input-shape 1,4,64,64", ["N,3,H,W", "--image-size"]),
+        ("-m mobilenet-v2 -t onnx --input-shape 1,3,64", ["N,C,H,W", "--image-size"]),
+        ("-m mobilenet-v2 -t onnx --input-shape 1,3,64,64 --input-shape 1,3,64,64", ["takes one input N,C,H,W"]),
+        ("-m a.py:b -t onnx --features-only", ["--features-only is for models of the zoo"]),
         ("-m mobilenet-v2 -t onnx --imgsz 64 --mean 1,2", ["--mean has 2 values for 3 channels", "--mean 0.5,0.5,0.5"]),
         ("-m mobilenet-v2 -t onnx --imgsz 64 --mean one", ["--mean 'one' is not a list of numbers"]),
         ("-m mobilenet-v2 -t onnx --imgsz 64 --mean nan,0,0", ["--mean 'nan,0,0' is not a list of numbers"]),

@@ -11,14 +11,15 @@ from torch.export import ExportedProgram
 
 from edgekit.errors import UnknownName
 from edgekit.graph import REWRITES, rewrite
-from edgekit.graph.activations import half_gelu, plain_silu
+from edgekit.graph.activations import half_gelu, plain_sigmoids
 from edgekit.graph.batch_norm import fold_batch_norms
 from edgekit.graph.half import to_half
 from edgekit.graph.layer_norm import layer_norm
 from edgekit.graph.matmul import attention, batched_matmul, transposed_products
 from edgekit.graph.noops import drop_noops
 from edgekit.graph.permutes import merge_layouts, merge_permutes
-from edgekit.graph.pools import explicit_strides, floor_pools, line_means, spatial_maxima, spatial_means
+from edgekit.graph.pools import explicit_strides, floor_pools, spatial_maxima, spatial_means
+from edgekit.graph.reductions import line_sums
 from edgekit.graph.softmaxes import short_softmaxes
 from edgekit.graph.views import cropping_pads, merge_reshapes, reshape_views, slice_selects
 
@@ -123,22 +124,28 @@ FIRES: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...
     ("map without bias", short_softmaxes, lambda m, x: shares(m, x, False), (2, 16, 10, 8), "softmax"),
     ("huge logits", short_softmaxes, lambda m, x: shares(m, x * 1e4, True), (300, 8), "softmax"),
     ("noop", drop_noops, lambda m, x: F.dropout(x.contiguous().clone().detach(), 0.1, False) + 1, MAP, "clone"),
-    ("expand", drop_noops, lambda m, x: torch.cat([m.token.expand(3, -1, -1), x], 1), (3, 4, 8), "expand"),
     ("mean", spatial_means, lambda m, x: x.mean((2, 3)), MAP, ""),
     ("mean of NHWC", spatial_means, lambda m, x: x.mean((1, 2), keepdim=True), MAP, ""),
     ("adaptive", spatial_means, lambda m, x: F.adaptive_avg_pool2d(x, 1).flatten(1), MAP, "adaptive"),
-    ("channel mean", line_means, lambda m, x: x.mean(-1), (2, 3, 8), "mean"),
-    ("channel mean keepdim", line_means, lambda m, x: x - x.mean(-1, keepdim=True), (2, 3, 8), "mean"),
-    ("token mean", line_means, lambda m, x: x.mean(1), (2, 3, 8), "mean"),
-    ("channel mean of a map", line_means, lambda m, x: x.mean(1, keepdim=True), MAP, "mean"),
+    ("channel mean", line_sums, lambda m, x: x.mean(-1), (2, 3, 8), "mean"),
+    ("channel mean keepdim", line_sums, lambda m, x: x - x.mean(-1, keepdim=True), (2, 3, 8), "mean"),
+    ("token mean", line_sums, lambda m, x: x.mean(1), (2, 3, 8), "mean"),
+    ("channel mean of a map", line_sums, lambda m, x: x.mean(1, keepdim=True), MAP, "mean"),
     ("amax", spatial_maxima, lambda m, x: x.amax((2, 3)), MAP, "amax"),
+    (
+        "adaptive",
+        spatial_maxima,
+        lambda m, x: F.adaptive_max_pool2d(x, 1) + F.adaptive_max_pool2d(x, (1, 1)),
+        MAP,
+        "amax",
+    ),
     ("ceil", floor_pools, lambda m, x: F.avg_pool2d(x, 2, ceil_mode=True), MAP, ""),
     ("stride", explicit_strides, lambda m, x: F.max_pool2d(x, 2) + F.avg_pool2d(x, 2), MAP, ""),
     ("functions", fold_batch_norms, inner, MAP, "batch_norm"),
     ("twice", fold_batch_norms, lambda m, x: m.bn(m.conv(F.pad(inner(m, x), (1, 1, 1, 1)))), MAP, "batch_norm"),
     ("padding", fold_batch_norms, lambda m, x: m.bn(F.conv2d(x, m.conv.weight, padding="same")), MAP, "batch_norm"),
     ("keywords", explicit_strides, lambda m, x: F.avg_pool2d(x, 2, divisor_override=3), MAP, ""),
-    ("silu", plain_silu, lambda m, x: F.silu(x), (4, 5), "silu"),
+    ("silu", plain_sigmoids, lambda m, x: F.silu(x), (4, 5), "silu"),
 ]
 
 
@@ -177,13 +184,10 @@ STAYS: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...
     ("one dimension", spatial_means, lambda m, x: x.mean(1), MAP),
     ("kept", spatial_means, lambda m, x: x.mean((2, 3), keepdim=True), MAP),
     ("to 2x2", spatial_means, lambda m, x: F.adaptive_avg_pool2d(x, 2), MAP),
-    ("two dimensions", line_means, lambda m, x: x.mean((1, 2)), MAP),
-    ("all dimensions", line_means, lambda m, x: x.mean(), MAP),
     ("over channels", spatial_maxima, lambda m, x: x.amax(1), MAP),
     ("ceil counts", floor_pools, lambda m, x: F.avg_pool2d(x, 3, 2, ceil_mode=True), MAP),
     ("dropout in training", drop_noops, lambda m, x: F.dropout(x, 0.5, True), MAP),
     ("expand of a value", drop_noops, lambda m, x: x[:1].expand(4, -1, -1, -1) + 1, MAP),
-    ("large expand", drop_noops, lambda m, x: m.large.expand(2, 2, 2, -1) + x.sum(), MAP),
     ("of strides", drop_noops, lambda m, x: x.transpose(2, 3).contiguous().as_strided((4, 4), (1, 4)) + 1, MAP),
     ("two outputs", drop_noops, lambda m, x: (y := x + 1, y.clone()), MAP),
     ("of strides", merge_layouts, lambda m, x: x.mT.reshape(2, -1).reshape(8, -1).as_strided((4, 4), (1, 4)), MAP),
@@ -197,8 +201,8 @@ STAYS: list[tuple[str, Rule, Callable[[Call, Tensor], Tensor | tuple[Tensor, ...
     ("transposed", fold_batch_norms, lambda m, x: m.bn(F.conv_transpose2d(x, m.conv.weight)), MAP),
     ("of a batch", fold_batch_norms, lambda m, x: F.batch_norm(m.conv(x), None, None, training=True), MAP),
     ("half only", half_gelu, lambda m, x: F.gelu(x), (4, 5)),
-    ("writes in place", plain_silu, inplace, (4, 5)),
-    ("nothing there", plain_silu, lambda m, x: torch.sigmoid(x), (4, 5)),
+    ("writes in place", plain_sigmoids, inplace, (4, 5)),
+    ("nothing there", plain_sigmoids, lambda m, x: torch.sigmoid(x), (4, 5)),
 ]
 
 

@@ -41,7 +41,7 @@ def golden(shared: Path, family: str, name: str) -> Golden:
 def relative(result: Tensor, reference: Tensor) -> float:
     """The largest relative L2 error over the samples of a batch."""
     difference = (result - reference).flatten(1).norm(dim=1)
-    return float((difference / reference.flatten(1).norm(dim=1)).max())
+    return float((difference / reference.flatten(1).norm(dim=1)).max().detach())
 
 
 def randomized(model: nn.Module, gain: float = 1.2) -> nn.Module:

@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from edgekit.cli import doctor, evaluate, export, inspect, models, predict, verify
+from edgekit.cli import doctor, evaluate, export, inspect, models, predict, verify, weights
 from edgekit.errors import EdgekitError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
+app.add_typer(weights.app, name="weights")
 
 
 def _version(asked: bool) -> None:

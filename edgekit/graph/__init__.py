@@ -10,14 +10,19 @@ from torch.export import ExportedProgram
 
 from edgekit.errors import UnknownName
 from edgekit.graph._edit import without_writes
-from edgekit.graph.activations import half_gelu, plain_silu
+from edgekit.graph.activations import half_gelu, plain_sigmoids
+from edgekit.graph.arithmetic import plain_powers, typed_numbers
 from edgekit.graph.batch_norm import fold_batch_norms
-from edgekit.graph.layer_norm import layer_norm
+from edgekit.graph.constants import drop_unused, fold_constants
+from edgekit.graph.layer_norm import layer_norm, rms_norm
+from edgekit.graph.map_norms import map_norms
 from edgekit.graph.matmul import attention, batched_matmul, transposed_products
+from edgekit.graph.movements import drop_expands, explicit_gathers, explicit_movements
 from edgekit.graph.noops import drop_noops
 from edgekit.graph.permutes import merge_layouts, merge_permutes
-from edgekit.graph.pools import explicit_strides, floor_pools, line_means, spatial_maxima, spatial_means
-from edgekit.graph.softmaxes import short_softmaxes
+from edgekit.graph.pools import explicit_strides, floor_pools, padded_pools, spatial_maxima, spatial_means
+from edgekit.graph.reductions import line_maxima, line_sums, plain_norms
+from edgekit.graph.softmaxes import last_softmaxes, short_softmaxes
 from edgekit.graph.views import cropping_pads, reshape_views, slice_selects
 
 Rewrite = Callable[[ExportedProgram], ExportedProgram]
@@ -25,14 +30,22 @@ Rewrite = Callable[[ExportedProgram], ExportedProgram]
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     # XNNPACK's partitioner: no layer_norm, select, split, squeeze, expand; mean over a map only.
     "executorch": (
-        reshape_views, drop_noops, fold_batch_norms, slice_selects, attention, batched_matmul, plain_silu,
-        half_gelu, spatial_means, floor_pools, spatial_maxima, line_means, merge_permutes, layer_norm, merge_layouts,
+        fold_constants, reshape_views, drop_noops, fold_batch_norms, slice_selects, drop_expands, explicit_movements,
+        attention, batched_matmul, plain_sigmoids, half_gelu, map_norms, plain_norms, plain_powers, last_softmaxes,
+        spatial_means, floor_pools, padded_pools, spatial_maxima, line_maxima, line_sums, merge_permutes, layer_norm,
+        rms_norm, typed_numbers, fold_constants, merge_layouts, drop_unused,
     ),
-    "coreml": (reshape_views, drop_noops, fold_batch_norms, explicit_strides, merge_layouts),
-    "tflite": (reshape_views, drop_noops, fold_batch_norms, batched_matmul, merge_layouts),
+    "coreml": (
+        fold_constants, reshape_views, drop_noops, fold_batch_norms, explicit_strides, merge_layouts, drop_unused,
+    ),
+    # LiteRT's XNNPACK delegate: no gather, no slice with a stride.
+    "tflite": (
+        fold_constants, reshape_views, drop_noops, fold_batch_norms, explicit_gathers, batched_matmul, merge_layouts,
+        drop_unused,
+    ),
     "onnx": (
-        reshape_views, drop_noops, fold_batch_norms, cropping_pads, short_softmaxes, merge_permutes,
-        transposed_products, merge_layouts,
+        fold_constants, reshape_views, drop_noops, fold_batch_norms, cropping_pads, short_softmaxes, merge_permutes,
+        transposed_products, merge_layouts, drop_unused,
     ),
 }  # fmt: skip
 

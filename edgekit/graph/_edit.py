@@ -13,11 +13,14 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+# In `node.meta["custom"]`, the one place whose notes every pass of torch hands on.
+REFUSAL = "edgekit_refusal"
 _KEPT_META = ("stack_trace", "nn_module_stack", "from_node")
+# Operations whose result depends on how their operand lies in memory, and those that refuse one that lies otherwise.
+STRIDES = (torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_copy.default)
 _STRIDED = (
-    torch.ops.aten.view.default, torch.ops.aten.view.dtype, torch.ops.aten._unsafe_view.default,
-    torch.ops.aten.view_copy.default, torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_copy.default,
-    torch.ops.aten.view_as_complex.default,
+    *STRIDES, torch.ops.aten.view.default, torch.ops.aten.view.dtype, torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.view_copy.default, torch.ops.aten.view_as_complex.default,
 )  # fmt: skip
 _CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -38,6 +41,7 @@ class Editor:
         for old, new in zip(program.graph_module.graph.nodes, self.graph.nodes, strict=True):
             if new.name != old.name:
                 new.name = old.name
+        self._originals = {n.name: n for n in program.graph_module.graph.nodes}
         self._signature = copy.deepcopy(program.graph_signature)
         self._state: dict[str, Any] = dict(program.state_dict)
         self._fake = detect_fake_mode([n.meta["val"] for n in self.graph.nodes if "val" in n.meta])
@@ -45,7 +49,7 @@ class Editor:
         self._specs = {spec.arg.name: spec for spec in specs if isinstance(spec.arg, TensorArgument)}
         self._shared: dict[tuple[Any, ...], Node] = {}
         # Where an operation writes into its operand, values cannot be moved past it: such a graph stays as it is.
-        self._writes = any(writes(n) for n in self.graph.nodes)
+        self.writes = any(writes(n) for n in self.graph.nodes)
         self.fired = 0
 
     @property
@@ -53,9 +57,15 @@ class Editor:
         """Whether an operation's result, or its refusal, depends on how its operand lies in memory."""
         return bool(self.nodes(*_STRIDED))
 
+    @property
+    def stored(self) -> int:
+        """Bytes of all parameters, buffers and constants."""
+        tensors = [*self._state.values(), *self._program.constants.values()]
+        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
     def nodes(self, *targets: object) -> list[Node]:
         """Calls of one of the given operators, in graph order; none in a graph that writes in place."""
-        if self._writes:
+        if self.writes:
             return []
         return [n for n in self.graph.nodes if n.op == "call_function" and n.target in targets]
 
@@ -117,6 +127,26 @@ class Editor:
         # At once and by hand: dead-code elimination keeps whatever could draw random numbers, as dropout could.
         self.graph.erase_node(old)
         self.fired += 1
+
+    def refuse(self, node: Node, reason: str) -> None:
+        """Note why a rule cannot fire at the node it is meant for: a target reports it with what it leaves out.
+
+        On the node given in too: a copy in which nothing fires is not handed on.
+        """
+        for noted in (node, self._originals.get(node.name)):
+            if noted is not None:
+                noted.meta["custom"] = {**noted.meta.get("custom", {}), REFUSAL: reason}
+
+    def drop_unused(self) -> None:
+        """Leave out the constants that nothing reads; a firing if there are any."""
+        for node in [n for n in self.graph.nodes if n.op == "placeholder" and not n.users]:
+            spec = self._specs.get(node.name)
+            if spec is None or self.constant_value(node) is None:
+                continue
+            self._signature.input_specs.remove(spec)
+            self._state.pop(str(spec.target), None)
+            self.graph.erase_node(node)
+            self.fired += 1
 
     def finish(self) -> ExportedProgram:
         """The edited program, or the original one where nothing fired."""

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from edgekit.graph._edit import without_writes
 from edgekit.graph.batch_norm import fold_batch_norms
 from edgekit.graph.capture import capture
+from edgekit.graph.constants import fold_constants
 
 _aten = torch.ops.aten
 _HIGHEST = torch.finfo(torch.float16).max
@@ -31,8 +32,8 @@ def to_half(program: ExportedProgram, inputs: Sequence[Tensor]) -> ExportedProgr
 
     Numbers that float16 does not have, of weights and of fills, become the largest it has; infinity stays.
     """
-    # Before rounding: a variance may be smaller than any float16.
-    program = fold_batch_norms(without_writes(program))
+    # Before rounding: a variance may be smaller than any float16, and standardized weights lose their digits.
+    program = fold_batch_norms(fold_constants(without_writes(program)))
     values = {n.name: n.meta["val"] for n in program.graph.nodes if "val" in n.meta}
     specs = [s for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
     dtypes = [values[s.arg.name].dtype for s in specs if isinstance(s.arg, TensorArgument)]

@@ -4,7 +4,7 @@ With e = (1/C, ..., 1/C)::
 
     c = x - e x            centred
     v = e (c * c) + eps    the variance, from centred values: safe in half precision; eps is the product's bias
-    y = c * rsqrt(v) (* gamma + beta)
+    y = c * rsqrt(v) (* gamma + beta)        RMSNorm the same with c = x
 
 In float16 the square of 256 is infinite and an eps below 2^-24 is 0, which makes NaN of a constant row. There::
 
@@ -38,8 +38,9 @@ def layer_norm(program: ExportedProgram) -> ExportedProgram:
             continue
         gain, shift = argument(node, 2, "weight"), argument(node, 3, "bias")
         eps = float(argument(node, 4, "eps", 1e-5))
-        if permutation(x) == _TO_LAST and all(permutation(user) == _TO_FIRST for user in node.users):
-            result = _normalized(editor, node, x.args[0], 1, normalized[0], eps, gain, shift)
+        source = x.args[0] if permutation(x) == _TO_LAST else None
+        if isinstance(source, Node) and all(permutation(user) == _TO_FIRST for user in node.users):
+            result = _normalized(editor, node, source, 1, normalized[0], eps, gain, shift)
             for user in list(node.users):
                 editor.replace(user, result)
         else:
@@ -47,8 +48,29 @@ def layer_norm(program: ExportedProgram) -> ExportedProgram:
     return editor.finish()
 
 
+def rms_norm(program: ExportedProgram) -> ExportedProgram:
+    """Write every RMSNorm over the last dimension out; others stay."""
+    editor = Editor(program)
+    for node in editor.nodes(_aten.rms_norm.default):
+        x, normalized, val = node.args[0], list(node.args[1]), value(node.args[0])  # type: ignore[arg-type]
+        if val is None or not isinstance(x, Node) or len(normalized) != 1 or val.dim() < 2:
+            continue
+        gain, eps = argument(node, 2, "weight"), argument(node, 3, "eps")
+        eps = torch.finfo(val.dtype).eps if eps is None else float(eps)
+        editor.replace(node, _normalized(editor, node, x, -1, normalized[0], eps, gain, None, centre=False))
+    return editor.finish()
+
+
 def _normalized(
-    editor: Editor, node: Node, x: object, dim: int, size: int, eps: float, gain: Node | None, shift: Node | None
+    editor: Editor,
+    node: Node,
+    x: Node,
+    dim: int,
+    size: int,
+    eps: float,
+    gain: Node | None,
+    shift: Node | None,
+    centre: bool = True,
 ) -> Node:
     """The nodes of the module's equation over dimension `dim` (1 of four, or the last)."""
     val = value(x)
@@ -65,7 +87,9 @@ def _normalized(
 
     # Not shared between the two products: ExecuTorch stores a convolution's bias in float32, a linear's in float16.
     epsilon = editor.constant(torch.full((1,), eps, dtype=dtype, device=device), ("eps", dim, eps, dtype))
-    centred = editor.call(node, _aten.sub.Tensor, x, editor.call(node, product, x, mean_row(1 / size)))
+    centred = x
+    if centre:
+        centred = editor.call(node, _aten.sub.Tensor, x, editor.call(node, product, x, mean_row(1 / size)))
     scaled = centred
     if scale != 1:  # a tensor: a number would be one of float32 and a cast, which XNNPACK does not take
         factor = editor.constant(torch.tensor([scale], dtype=dtype, device=device), ("scale", scale, dtype))

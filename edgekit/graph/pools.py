@@ -4,11 +4,13 @@ mean(x, (-2, -1))                      = reshape(mean(x, (-2, -1), keepdim))    
 mean(x, (1, 2))                        = mean(permute(x, 0 3 1 2), (-2, -1))        x of (B, H, W, C)
 adaptive_avg_pool2d(x, 1)              = mean(x, (-2, -1), keepdim)
 amax(x, (-2, -1))                      = max_pool2d(x, (H, W))
-mean(x, d)                             = (x with d last) e, e = (1/n, ..., 1/n) as a linear layer
 avg_pool2d(x, ceil_mode)               = avg_pool2d(x) where the windows tile the map exactly
+avg_pool2d(x, padding)                 = avg_pool2d(pad(x, padding)) where the padding counts
+adaptive_avg_pool2d(x, (H/a, W/b))     = avg_pool2d(x, (a, b)), x itself where both are 1
 pool2d(x, k)                           = pool2d(x, k, stride k): coremltools counts the arguments
 """
 
+import operator
 from typing import Any
 
 import torch
@@ -40,32 +42,17 @@ def spatial_means(program: ExportedProgram) -> ExportedProgram:
     return editor.finish()
 
 
-def line_means(program: ExportedProgram) -> ExportedProgram:
-    """Mean over one dimension (of channels, of tokens) as a linear layer of one row."""
-    editor = Editor(program)
-    for node in editor.nodes(_aten.mean.dim):
-        val, result = value(node.args[0]), shape(node)
-        if val is None or result is None or val.dim() < 2 or not val.dtype.is_floating_point:
-            continue
-        rank, over = val.dim(), dims(argument(node, 1, "dim"), val.dim())
-        if len(over) != 1 or argument(node, 3, "dtype") is not None:
-            continue
-        x: Any = node.args[0]
-        if over[0] != rank - 1:
-            order = [d for d in range(rank) if d != over[0]] + [over[0]]
-            x = editor.call(node, _aten.permute.default, x, order)
-        size = val.shape[over[0]]
-        row = editor.constant(torch.full((1, size), 1 / size, dtype=val.dtype), ("row", size, val.dtype))
-        mean = editor.call(node, _aten.linear.default, x, row)
-        if tuple(mean.meta["val"].shape) != result:
-            mean = editor.call(node, _aten.reshape.default, mean, list(result))
-        editor.replace(node, mean)
-    return editor.finish()
-
-
 def spatial_maxima(program: ExportedProgram) -> ExportedProgram:
-    """Maximum over a map as one max pooling."""
+    """Maximum over a map, also as adaptive max pooling to one pixel, as one max pooling."""
     editor = Editor(program)
+    for node in editor.nodes(_aten.adaptive_max_pool2d.default):
+        source, users = shape(node.args[0]), [user for user in node.users if user.users]
+        plain = all(user.target is operator.getitem and user.args[1] == 0 for user in users)
+        if source is None or list(node.args[1]) != [1, 1] or not plain or 1 in source[-2:]:  # type: ignore[arg-type]
+            continue
+        pooled = editor.call(node, _aten.max_pool2d.default, node.args[0], list(source[-2:]))
+        for user in users:
+            editor.replace(user, pooled)
     for node in editor.nodes(_aten.amax.default):
         source, result, val = shape(node.args[0]), shape(node), value(node.args[0])
         if source is None or result is None or val is None or len(source) != 4 or not val.dtype.is_floating_point:
@@ -90,6 +77,29 @@ def floor_pools(program: ExportedProgram) -> ExportedProgram:
         count = bool(argument(node, 5, "count_include_pad", True))
         divisor = argument(node, 6, "divisor_override")
         new = editor.call(node, _aten.avg_pool2d.default, node.args[0], kernel, stride, padding, False, count, divisor)
+        editor.replace(node, new)
+    return editor.finish()
+
+
+def padded_pools(program: ExportedProgram) -> ExportedProgram:
+    """Average pools that count their padding as a pad and a pool; adaptive ones whose windows are equal as plain."""
+    editor = Editor(program)
+    for node in editor.nodes(_aten.adaptive_avg_pool2d.default):
+        source, result = shape(node.args[0]), shape(node)
+        if source is None or result is None or any(n % k for n, k in zip(source[-2:], result[-2:], strict=True)):
+            continue
+        kernel = [n // k for n, k in zip(source[-2:], result[-2:], strict=True)]
+        x: Any = node.args[0]
+        editor.replace(node, x if kernel == [1, 1] else editor.call(node, _aten.avg_pool2d.default, x, kernel, kernel))
+    for node in editor.nodes(_aten.avg_pool2d.default):
+        window, stride, padding = node.args[1], argument(node, 2, "stride", ()), _pair(argument(node, 3, "padding", 0))
+        ceil, count = argument(node, 4, "ceil_mode", False), argument(node, 5, "count_include_pad", True)
+        if padding == (0, 0) or ceil or not count or shape(node.args[0]) is None:
+            continue
+        borders = [padding[1], padding[1], padding[0], padding[0]]
+        padded = editor.call(node, _aten.constant_pad_nd.default, node.args[0], borders)
+        divisor = argument(node, 6, "divisor_override")
+        new = editor.call(node, _aten.avg_pool2d.default, padded, window, stride, [0, 0], False, True, divisor)
         editor.replace(node, new)
     return editor.finish()
 

@@ -6,6 +6,13 @@ For logits reshape(x W^T + b) in rows of J, with N the rows of x and W of K J ro
 
 ONNX Runtime's Softmax takes one row at a time: rows of nine elements cost several times what five operations along N
 and a transpose do. Turning the product around saves the other transpose.
+
+For XNNPACK, whose softmax is over the last dimension::
+
+    softmax(x, d) = reshape(permute(softmax(permute(reshape(x, (outer, n, inner)), 0 2 1), -1), 0 2 1))
+
+Three dimensions also where d is the last of four: a map that lies in memory as convolutions leave it (NHWC) ExecuTorch
+1.5 hands to that softmax as it lies, which then runs over the channels.
 """
 
 import math
@@ -18,6 +25,8 @@ from edgekit.graph._edit import Editor, argument, shape, value
 
 _aten = torch.ops.aten
 _SHORT, _LONG = 16, 256
+_REORDERED = (_aten.reshape.default, _aten.bmm.default, _aten.matmul.default)
+_MAPS = (_aten.conv2d.default, _aten.convolution.default)
 
 
 def short_softmaxes(program: ExportedProgram) -> ExportedProgram:
@@ -50,6 +59,40 @@ def short_softmaxes(program: ExportedProgram) -> ExportedProgram:
         turned = editor.call(node, _aten.permute.default, flat, [1, 0])
         editor.replace(node, editor.call(node, _aten.reshape.default, turned, list(result)))
     return editor.finish()
+
+
+def last_softmaxes(program: ExportedProgram) -> ExportedProgram:
+    """Softmax over another dimension than the last, or of four that may lie as NHWC, in at most three dimensions."""
+    editor = Editor(program)
+    for node in editor.nodes(_aten.softmax.int):
+        size, x = shape(node.args[0]), node.args[0]
+        if size is None or not size or not isinstance(x, Node):
+            continue
+        dim = argument(node, 1, "dim") % len(size)
+        last = dim == len(size) - 1
+        if last and not (len(size) == 4 and _may_be_channels_last(editor, x)):
+            continue
+        outer, inner = math.prod(size[:dim]), math.prod(size[dim + 1 :])
+        x = editor.call(node, _aten.reshape.default, x, [outer, size[dim]] if last else [outer, size[dim], inner])
+        x = x if last else editor.call(node, _aten.permute.default, x, [0, 2, 1])
+        x = editor.call(node, _aten.softmax.int, x, -1, *node.args[2:], **node.kwargs)
+        x = x if last else editor.call(node, _aten.permute.default, x, [0, 2, 1])
+        editor.replace(node, editor.call(node, _aten.reshape.default, x, list(size)))
+    return editor.finish()
+
+
+def _may_be_channels_last(editor: Editor, node: Node) -> bool:
+    """Whether the order in memory that a convolution or an input has can reach a node: reshapes and products end it."""
+    open_nodes, seen = [node], set()
+    while open_nodes:
+        node = open_nodes.pop()
+        if node in seen or node.target in _REORDERED or len(shape(node) or ()) != 4:
+            continue
+        if node.target in _MAPS or (node.op == "placeholder" and editor.constant_value(node) is None):
+            return True
+        seen.add(node)
+        open_nodes += node.all_input_nodes
+    return False
 
 
 def _behind_reshapes(node: object) -> Node | None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgekit.errors import BadInput
-from edgekit.models import lvt, mobilenet
+from edgekit.models import lvt, micronet, moat, mobile_former, mobilenet, mobilenet_v1, mobilenet_v3, resnet_cifar
 from edgekit.models._deploy import deploy as deploy
 from edgekit.models._features import Features as Features
 from edgekit.models._weights import load_weights as load_weights
@@ -15,7 +15,19 @@ from edgekit.models._weights import read_state as read_state
 from edgekit.registry import Registry
 from edgekit.types import ModelSpec, Shape
 
-ZOO: Mapping[str, ModelSpec] = Registry("model", [*lvt.MODELS, *mobilenet.MODELS])
+ZOO: Mapping[str, ModelSpec] = Registry(
+    "model",
+    [
+        *lvt.MODELS,
+        *moat.MODELS,
+        *mobile_former.MODELS,
+        *micronet.MODELS,
+        *mobilenet_v1.MODELS,
+        *mobilenet.MODELS,
+        *mobilenet_v3.MODELS,
+        *resnet_cifar.MODELS,
+    ],
+)
 
 
 def list_models() -> tuple[ModelSpec, ...]:

@@ -37,27 +37,44 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Logits (B, num_classes) for images (B, 3, H, W); `padding` is "same" (TensorFlow) or "symmetric" (PyTorch)."""
+    """Logits (B, num_classes) for images (B, in_channels, H, W); `padding` is "same" (TensorFlow) or "symmetric"."""
 
-    def __init__(self, num_classes: int = 1000, width: float = 1.0, padding: str = "same") -> None:
+    feature_strides = (4, 8, 16, 32)
+
+    def __init__(
+        self, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, padding: str = "same"
+    ) -> None:
         super().__init__()
         if padding not in ("same", "symmetric"):
             raise ValueError(f"padding is 'same' or 'symmetric', not {padding!r}")
         same = padding == "same"
         eps = 1e-3 if same else 1e-5  # the batch norm default of the framework that the padding is of
         channels, last = make_divisible(32 * width), make_divisible(1280 * max(1.0, width))
-        features: list[nn.Module] = [conv_bn_relu6(3, channels, 3, 2, 1, same, eps)]
+        features: list[nn.Module] = [conv_bn_relu6(in_channels, channels, 3, 2, 1, same, eps)]
+        total, last_of = 2, {}  # stride so far; for each stride its last layer and that layer's channels
         for expand, base, repeats, stride in STAGES:
             for i in range(repeats):
                 cout = make_divisible(base * width)
                 features.append(InvertedResidual(channels, cout, stride if i == 0 else 1, expand, same, eps))
                 channels = cout
+            total *= stride
+            last_of[total] = (len(features) - 1, channels)
+        self.taps, self.feature_channels = zip(*(last_of[s] for s in self.feature_strides), strict=True)
         self.features = nn.Sequential(*features, conv_bn_relu6(channels, last, 1, 1, 1, same, eps))
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, num_classes))
         self.apply(_init)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).mean((-2, -1)))
+    def forward_features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The last blocks' maps of strides 4, 8, 16 and 32, before the last 1x1 convolution."""
+        maps, x = [], image
+        for index, layer in enumerate(list(self.features)[:-1]):
+            x = layer(x)
+            if index in self.taps:
+                maps.append(x)
+        return tuple(maps)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.classifier(self.features[-1](self.forward_features(image)[-1]).mean((-2, -1)))
 
 
 def _init(module: nn.Module) -> None:
@@ -111,8 +128,8 @@ def _spec(name: str, padding: str, preprocess: Preprocess, notes: str, tag: str)
     )
 
 
-def _build(padding: str, num_classes: int) -> nn.Module:
-    return MobileNetV2(num_classes, padding=padding)
+def _build(padding: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    return MobileNetV2(num_classes, in_channels, padding=padding)  # no parameter depends on the size of the image
 
 
 MODELS = (

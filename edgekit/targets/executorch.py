@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from edgekit.errors import LoweringFailed
 from edgekit.graph import rewrite
+from edgekit.graph._edit import REFUSAL
 from edgekit.graph.half import to_half
 from edgekit.targets._base import Arrays, Runner, Target, need
 from edgekit.targets._diagnosis import cannot_lower, explain
@@ -145,7 +146,9 @@ def _delegation(program: ExportedProgram, reasons: Mapping[str, str]) -> tuple[D
     groups: dict[tuple[str, str], list[Node]] = defaultdict(list)
     for node in outside:
         name = op_name(node)
-        groups[name, reasons.get(node.name, f"the XNNPACK delegate does not take {name} here")].append(node)
+        reason = reasons.get(node.name) or f"the XNNPACK delegate does not take {name} here"
+        refusal = node.meta.get("custom", {}).get(REFUSAL)
+        groups[name, f"{reason}; {refusal}" if refusal else reason].append(node)
     fallback = tuple(
         FallbackOp(op=name, count=len(nodes), reason=reason, source=sources(nodes))
         for (name, reason), nodes in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))

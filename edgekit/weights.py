@@ -1,0 +1,152 @@
+"""A published checkpoint as one safetensors file under the zoo's own names: converted, checked and written whole."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from edgekit.artifacts import NO_SPACE, disk_errors
+from edgekit.errors import BadInput
+from edgekit.models import ZOO, create_model, load_weights
+from edgekit.models._weights import read_checkpoint
+from edgekit.types import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedWeights:
+    """A file that `--weights` takes for `model`; `parameters` are the model's, `notes` what a person should know."""
+
+    model: str
+    path: Path
+    tensors: int
+    parameters: int
+    bytes: int
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+def import_weights(
+    model: str,
+    source: str | Path,
+    destination: str | Path,
+    *,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    entry: str | None = None,
+    force: bool = False,
+) -> ImportedWeights:
+    """Write the weights of a zoo model in `source` to the `.safetensors` file `destination`.
+
+    `source` is a `.safetensors`, `.npz` or torch.save file, or a TensorFlow checkpoint; `entry` names what to take
+    from a file with several models. `num_classes` and `image_size` are those of the source's classifier and of the
+    images the file is to be used with. Raises `UnknownName`, `BadInput`, `WeightsMismatch` (a key or a shape that does
+    not fit) or `EnvironmentProblem`; nothing is written then, and nothing overwritten without `force`.
+    """
+    spec = ZOO[model]
+    source, destination = Path(source), Path(destination)
+    _check_destination(source, destination, force)
+    module = create_model(spec.name, num_classes=num_classes, image_size=image_size)
+    checkpoint = read_checkpoint(source, entry)
+    state = _load(spec, module, checkpoint.tensors, source)
+    _check_values(source, state)
+    written = {k: v.contiguous().clone() for k, v in _weights(module).items()}
+    content = save(written, {"edgekit_model": spec.name})
+    # Read as `--weights` will: what the converter made, it must leave as it is.
+    _load(spec, module, load(content), destination)
+    if not all(torch.equal(v, written[k]) for k, v in _weights(module).items()):
+        raise RuntimeError(f"the converter of {spec.name} changes weights under its own names")
+    _write(destination, content)
+    return ImportedWeights(
+        model=spec.name,
+        path=destination,
+        tensors=len(written),
+        parameters=sum(p.numel() for p in module.parameters()),
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        notes=(*checkpoint.notes, *_rounding(state)),
+    )
+
+
+def _load(spec: ModelSpec, module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """Load published or own tensors as `create_model` does; the state that was loaded."""
+    state = spec.convert_state(tensors)
+    if spec.fit_state:
+        state = spec.fit_state(state, module)
+    load_weights(module, spec.name, state, str(source))
+    return state
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
+
+
+def _check_values(source: Path, state: Mapping[str, Tensor]) -> None:
+    """Every weight is a number: no quantized integers, no infinities, nothing that is not a number."""
+    for name, value in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if not value.is_floating_point():
+            raise BadInput(
+                f"{source} holds {name} as {value.dtype}: integers, not weights of a float model",
+                "Give the float weights that they were made from.",
+            )
+        if not value.isfinite().all():
+            raise BadInput(
+                f"{source} holds {int((~value.isfinite()).sum())} values in {name} that are infinite or no numbers",
+                "The training that wrote it has diverged: give an earlier checkpoint.",
+            )
+
+
+def _rounding(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    others = sorted(
+        {str(v.dtype).removeprefix("torch.") for v in state.values() if v.is_floating_point()} - {"float32"}
+    )
+    return (f"{' and '.join(others)} values were written as float32",) if others else ()
+
+
+def _check_destination(source: Path, destination: Path, force: bool) -> None:
+    if destination.suffix != ".safetensors":
+        raise BadInput(
+            f"-o {destination} is no name of a safetensors file",
+            f"Type: -o {destination.stem or 'weights'}.safetensors",
+        )
+    if destination.is_dir():
+        raise BadInput(f"-o {destination} is a folder", "Give the name of a file.")
+    if destination.exists() and source.exists() and destination.samefile(source):
+        raise BadInput(
+            f"--from and -o are the same file, {source}", "Give another name with -o: what was read is kept."
+        )
+    if destination.exists() and not force:
+        raise BadInput(f"{destination} is there already", "Give another name with -o, or --force to replace it.")
+
+
+def _write(destination: Path, content: bytes) -> None:
+    """All of `content` under the name `destination`, or nothing."""
+    folder = destination.parent
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    temporary = folder / f".{destination.name}.{secrets.token_hex(4)}"
+    try:
+        with disk_errors(folder):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                temporary.write_bytes(content)
+                os.replace(temporary, destination)
+            except OSError as error:
+                if error.errno in NO_SPACE:
+                    raise
+                raise BadInput(
+                    f"cannot write {destination}: {error.strerror}", "Give another place with -o."
+                ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        for path in made:  # those that hold something stay
+            with contextlib.suppress(OSError):
+                path.rmdir()
