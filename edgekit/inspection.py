@@ -13,12 +13,12 @@ from edgekit.artifacts import load_artifact
 from edgekit.errors import EdgekitError
 from edgekit.graph.capture import capture
 from edgekit.targets import TARGETS, Target
-from edgekit.types import Health, Inspection, Step, TensorSpec
+from edgekit.types import Artifact, Health, Inspection, Step, TensorSpec
 
 
-def inspect(artifact: str | Path) -> Inspection:
+def inspect(artifact: str | Path | Artifact) -> Inspection:
     """The ops of an artifact's model file, read from disk, with its manifest (delegation, sizes)."""
-    loaded = load_artifact(artifact)
+    loaded = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
     target = TARGETS[loaded.manifest.target]
     target.require_runtime()
     return Inspection(artifact=loaded, ops=target.inspect(loaded.model_path))

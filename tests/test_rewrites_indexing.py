@@ -16,6 +16,7 @@ from edgekit.graph.activations import plain_sigmoids
 from edgekit.graph.arithmetic import plain_powers, typed_numbers
 from edgekit.graph.batch_norm import fold_batch_norms
 from edgekit.graph.capture import capture
+from edgekit.graph.concats import distinct_cats
 from edgekit.graph.constants import drop_unused, fold_constants
 from edgekit.graph.layer_norm import rms_norm
 from edgekit.graph.map_norms import map_norms
@@ -134,6 +135,7 @@ FIRES: list[tuple[str, Rule, Callable[[Call, Tensor], Any], tuple[int, ...], str
     ("counted border", padded_pools, lambda m, x: F.avg_pool2d(x, 3, 2, (1, 0)), MAP, ", [1, 0]"),
     ("equal windows", padded_pools, lambda m, x: F.adaptive_avg_pool2d(x, (3, 2)), MAP, "adaptive"),
     ("one window a pixel", padded_pools, lambda m, x: F.adaptive_avg_pool2d(x, (6, 8)) + 1, MAP, "adaptive"),
+    ("itself", distinct_cats, lambda m, x: torch.cat([x, x, x], -3), MAP, ""),
     ("gates", plain_sigmoids, lambda m, x: F.hardsigmoid(x) + F.glu(torch.cat([x, x], 1), 1), MAP, "sigmoid."),
 ]  # fmt: skip
 
@@ -178,6 +180,8 @@ STAYS: list[tuple[str, Rule, Callable[[Call, Tensor], Any], tuple[int, ...]]] = 
     ("length 3", plain_norms, lambda m, x: x.norm(3, dim=1), MAP),
     ("of one", plain_norms, lambda m, x: x[:, :1].std(1), MAP),
     ("other power", plain_powers, lambda m, x: x.abs() ** 1.5, MAP),
+    ("one of another", distinct_cats, lambda m, x: torch.cat([x, x * 2, x], 1), MAP),
+    ("one wide", distinct_cats, lambda m, x: torch.cat([x[:, :1]] * 2, 1), MAP),
     ("integers", typed_numbers, lambda m, x: x.long() + 1, MAP),
     ("scaled", typed_numbers, lambda m, x: torch.sub(x, 1, alpha=2), MAP),
     ("rounded", typed_numbers, lambda m, x: torch.div(x, 2, rounding_mode="floor"), MAP),

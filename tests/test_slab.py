@@ -233,6 +233,19 @@ def test_attention_is_the_papers_equation(style: str, heads: int, size: Size) ->
     assert relative(deployed(x[:1]), expected[:1]) < 1e-5
 
 
+@torch.no_grad()
+def test_deployed_attention_stays_in_range_in_float16() -> None:
+    attention = randomized(SimplifiedLinearAttention(32, 1, (56, 56)), 4.0)
+    x = 4 * torch.randn(1, 56 * 56, 32)
+    q, k, _ = attention.projections(x)
+    assert (q.relu() @ k.relu().sum(1).mT).max() > torch.finfo(torch.float16).max
+    dead = deploy(attention).half()
+    assert relative(dead(x.half()).float(), attention(x)) < 1e-2
+    dead.on_maps.q.weight.zero_()
+    dead.on_maps.q.bias.zero_()
+    assert dead(x.half()).isfinite().all()
+
+
 # The backbones
 
 
@@ -400,6 +413,10 @@ def test_tables_of_another_size_are_resized(name: str) -> None:
     square = state[key].reshape(side, side, -1).permute(2, 0, 1)[None]
     expected = F.interpolate(square, (side * 3 // 2, side * 2), mode="bicubic", align_corners=False)
     torch.testing.assert_close(fitted[key], expected[0].permute(1, 2, 0).flatten(0, 1)[None])
+    if name == "slab-pvt-tiny":
+        table = state["pos_embed2"].reshape(8, 8, -1).permute(2, 0, 1)[None]
+        expected = F.interpolate(table, (12, 16), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(fitted["pos_embed2"], expected[0].permute(1, 2, 0).flatten(0, 1)[None])
     same = spec.fit_state(own, model)
     assert all(same[key] is own[key] for key in own)
 

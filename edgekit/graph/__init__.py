@@ -13,6 +13,7 @@ from edgekit.graph._edit import without_writes
 from edgekit.graph.activations import half_gelu, plain_sigmoids
 from edgekit.graph.arithmetic import plain_powers, typed_numbers
 from edgekit.graph.batch_norm import fold_batch_norms
+from edgekit.graph.concats import distinct_cats
 from edgekit.graph.constants import drop_unused, fold_constants
 from edgekit.graph.layer_norm import layer_norm, rms_norm
 from edgekit.graph.map_norms import map_norms
@@ -33,15 +34,15 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         fold_constants, reshape_views, drop_noops, fold_batch_norms, slice_selects, drop_expands, explicit_movements,
         attention, batched_matmul, plain_sigmoids, half_gelu, map_norms, plain_norms, plain_powers, last_softmaxes,
         spatial_means, floor_pools, padded_pools, spatial_maxima, line_maxima, line_sums, merge_permutes, layer_norm,
-        rms_norm, typed_numbers, fold_constants, merge_layouts, drop_unused,
+        rms_norm, typed_numbers, distinct_cats, fold_constants, merge_layouts, drop_unused,
     ),
     "coreml": (
         fold_constants, reshape_views, drop_noops, fold_batch_norms, explicit_strides, merge_layouts, drop_unused,
     ),
     # LiteRT's XNNPACK delegate: no gather, no slice with a stride.
     "tflite": (
-        fold_constants, reshape_views, drop_noops, fold_batch_norms, explicit_gathers, batched_matmul, merge_layouts,
-        drop_unused,
+        fold_constants, reshape_views, drop_noops, fold_batch_norms, explicit_gathers, batched_matmul, spatial_means,
+        merge_layouts, drop_unused,
     ),
     "onnx": (
         fold_constants, reshape_views, drop_noops, fold_batch_norms, cropping_pads, short_softmaxes, merge_permutes,

@@ -14,8 +14,8 @@ What changes, each an identity:
   The last one computes the first token alone.
 - A depthwise convolution with m kernels a channel is a plain one of m copies. Its channels come out in the order
   (kernel, channel), which the next layers' weights take on. At stride 2 the copies would cost what they save.
-- Grouped pointwise convolutions and their shuffles are dense ones with zeros: the small maps they have make them
-  slower than that.
+- A grouped pointwise convolution and the shuffle next to it are one dense convolution with zeros, which costs less time
+  at the published sizes.
 """
 
 from collections.abc import Callable

@@ -15,12 +15,15 @@ splitting and joining heads moves nothing. The denominator is one more row of va
     [num; den] = [v; 1] relu(k) relu(q)         (d+1, N) = (d+1, N) (N, d) (d, N), the cheaper product first
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from edgekit.models.slab.prepbn import Norm, fold_into_next
 
 EPS = 1e-6
+SMALLEST_HALF = 2.0**-24
 
 
 class SimplifiedLinearAttention(nn.Module):
@@ -83,9 +86,13 @@ class MapAttentionDeploy(nn.Module):
         self.heads, self.resolution, dim = attention.heads, attention.resolution, attention.proj.in_features
         q, k, v = (layer if norm is None else fold_into_next(norm, layer) for layer in _split(attention))
         self.q, self.v, self.proj = conv1x1(q), conv1x1(v), conv1x1(attention.proj)
+        # A power of two in the keys, relu(s k) = s relu(k), makes the sums over N tokens means, which float16 holds.
+        # There eps must not vanish; next to a mean of products either value of it is below float32's rounding.
+        scale = 2.0 ** -round(math.log2(attention.positional_encoding.shape[1]))
+        self.eps = max(scale * EPS, SMALLEST_HALF)
         self.k = nn.Conv2d(dim, dim, 1, bias=False)
-        self.k.weight = nn.Parameter(k.weight[:, :, None, None])
-        table = (attention.positional_encoding + k.bias).unflatten(2, (self.heads, -1))  # (1, N, heads, d)
+        self.k.weight = nn.Parameter(scale * k.weight[:, :, None, None])
+        table = (scale * (attention.positional_encoding + k.bias)).unflatten(2, (self.heads, -1))  # (1, N, heads, d)
         self.tokens, self.width = table.shape[1], table.shape[3]
         order = (1, 2, 0) if self.heads == 1 else (1, 0, 2)
         self.position = nn.Parameter(table[0].permute(order).contiguous())
@@ -114,7 +121,7 @@ class MapAttentionDeploy(nn.Module):
             mixed = torch.bmm(torch.bmm(values, keys), queries)
         else:
             mixed = torch.bmm(values, torch.bmm(keys, queries))
-        return (mixed[:, : self.width] / (mixed[:, self.width :] + EPS)).reshape(v.shape)
+        return (mixed[:, : self.width] / (mixed[:, self.width :] + self.eps)).reshape(v.shape)
 
     def _one_head(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The same, transposed, where the map as NHWC already is the head's (N, d).
@@ -128,7 +135,7 @@ class MapAttentionDeploy(nn.Module):
             mixed = torch.bmm(queries, torch.bmm(keys, values))
         else:
             mixed = torch.bmm(torch.bmm(queries, keys), values)
-        quotient = mixed[:, :, : self.width] / (mixed[:, :, self.width :] + EPS)
+        quotient = mixed[:, :, : self.width] / (mixed[:, :, self.width :] + self.eps)
         return quotient.reshape(-1, *self.resolution, self.width).permute(0, 3, 1, 2)
 
     def _ones(self, batch: int) -> Tensor:

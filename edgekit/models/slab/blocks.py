@@ -144,8 +144,10 @@ def init_weights(model: nn.Module, conv_fan_out: bool) -> None:
 
 def resized(table: Tensor, like: Tensor, resolution: Size, mode: str) -> Tensor:
     """A table (1, n*n, C) of a square, resized to (1, H*W, C) where `like` has another length."""
-    side = math.isqrt(table.shape[1]) if table.dim() == 3 else 0
-    if table.shape == like.shape or side * side != table.shape[-2]:
+    if table.dim() != 3 or table.shape == like.shape:
+        return table
+    side = math.isqrt(table.shape[1])
+    if side * side != table.shape[1]:
         return table
     square = to_map(table.float(), (side, side))
     return to_tokens(F.interpolate(square, resolution, mode=mode, align_corners=False)).to(table.dtype)

@@ -18,6 +18,7 @@ and 60,000 diverged in others' hands where 4/5 did not. `set_schedule(model, ste
 `recalibrate(model, batches)`: drop path and augmentation leave running statistics that are not those of eval mode.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -173,14 +174,7 @@ def fold_into_previous(layer: Layer, norm: Norm) -> Layer:
 
 def _replaced(layer: Layer, weight: Tensor, bias: Tensor) -> Layer:
     """A layer of the same geometry with other values."""
-    new: nn.Linear | nn.Conv2d
-    if isinstance(layer, nn.Conv2d):
-        new = nn.Conv2d(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-            layer.groups, padding_mode=layer.padding_mode,
-        )  # fmt: skip
-    else:
-        new = nn.Linear(layer.in_features, layer.out_features)
+    new = copy.deepcopy(layer)
     new.weight = nn.Parameter(weight.to(layer.weight.dtype))
     new.bias = nn.Parameter(bias.to(layer.weight.dtype))
     return new
