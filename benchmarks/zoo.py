@@ -41,15 +41,16 @@ if __name__ == "__main__":
     parser.add_argument("--resume", action="store_true")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    results = saved("zoo").get("results", {})
     for name in asked.models.split(","):
-        if asked.resume and name in results:
+        if asked.resume and name in saved("zoo").get("results", {}):
             continue
         start = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-            results[name] = row(name)
+            made = row(name)
         said = ", ".join(
-            f"{t} {r['sqnr_db']:.0f} dB {r['partitions']}/{len(r['outside'])}" for t, r in results[name].items()
+            f"{t} {r['sqnr_db']:.0f} dB {r['partitions']}/{sum(r['outside'].values())}" for t, r in made.items()
         )
         print(f"{name:<24}{time.perf_counter() - start:6.0f} s  {said}", flush=True)
+        # Read again: another process may be at other models.
+        results = saved("zoo").get("results", {}) | {name: made}
         save("zoo", {"results": {spec.name: results[spec.name] for spec in list_models() if spec.name in results}})

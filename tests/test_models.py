@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgekit.errors import BadInput, UnknownName, WeightsMismatch
 from edgekit.models import ZOO, Features, create_model, deploy, labels_of, list_models, load_weights
-from edgekit.models._deploy import fold_batch_norm
+from edgekit.models._folding import affine
 from edgekit.models._layers import SamePadConv2d
 from edgekit.models.mobilenet import MobileNetV2, convert_state
 from edgekit.types import ModelSpec
@@ -126,7 +126,9 @@ def test_folded_weights_compute_what_they_were_folded_from() -> None:
     for sequence in [m for m in fused.modules() if isinstance(m, nn.Sequential)]:
         for (_, first), (name, second) in pairwise(list(sequence.named_children())):
             if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                fold_batch_norm(first, second)
+                gain, shift = affine(second)
+                first.weight = nn.Parameter((first.weight * gain.reshape(-1, 1, 1, 1)).float())
+                first.bias = nn.Parameter(shift.float())
                 setattr(sequence, name, nn.Identity())
     folded = fused.state_dict()
     assert not any("running_mean" in k for k in folded)

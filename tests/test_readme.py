@@ -35,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photo: Path) -> Path:
     from safetensors.torch import save_file
 
     save_file(create_model("mobilenet-v2").state_dict(), folder / "w.safetensors")
+    torch.save({"state_dict": create_model("lvt").state_dict()}, folder / "published.pth")
     program = torch.export.export(torch.nn.Conv2d(3, 4, 3), (torch.randn(1, 3, 32, 32),))
     torch.export.save(program, folder / "program.pt2")
     return folder
@@ -52,9 +53,11 @@ def test_edgekit_commands_run(folder: Path, cli: Cli, monkeypatch: pytest.Monkey
 
 def test_python_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    for kind, text in BLOCKS:
-        if kind == "python":
-            exec(compile(text, "README.md", "exec"), {})
+    zoo = (ROOT / "edgekit" / "models" / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", README + zoo, re.DOTALL)
+    assert len(blocks) == 2
+    for text in blocks:
+        exec(compile(text, "README.md", "exec"), {})
 
 
 def test_tables_are_those_of_the_saved_results() -> None:
@@ -69,5 +72,5 @@ def test_make_targets_and_files_exist() -> None:
     for command in commands():
         if command.startswith("make "):
             assert f"\n{command.split()[1]}:" in makefile
-    for link in re.findall(r"\]\(([\w.]+)\)", README):
+    for link in re.findall(r"\]\(([\w./]+)\)", README):
         assert (ROOT / link).is_file()

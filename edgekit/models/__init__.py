@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgekit.errors import BadInput
-from edgekit.models import lvt, micronet, moat, mobile_former, mobilenet, mobilenet_v1, mobilenet_v3, resnet_cifar
+from edgekit.models import lvt, micronet, moat, mobile_former, mobilenet, mobilenet_v1, mobilenet_v3, resnet_cifar, slab
 from edgekit.models._deploy import deploy as deploy
 from edgekit.models._features import Features as Features
 from edgekit.models._weights import load_weights as load_weights
@@ -22,6 +22,7 @@ ZOO: Mapping[str, ModelSpec] = Registry(
         *moat.MODELS,
         *mobile_former.MODELS,
         *micronet.MODELS,
+        *slab.MODELS,
         *mobilenet_v1.MODELS,
         *mobilenet.MODELS,
         *mobilenet_v3.MODELS,

@@ -85,19 +85,3 @@ def _culprit(model: nn.Module) -> str:
             except Exception:
                 return f" because of its {name}.{attribute}" if name else f" because of its {attribute}"
     return ""
-
-
-def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """Change `conv` into conv followed by `norm` in eval mode; exact up to rounding."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("a batch norm without running statistics depends on the batch and cannot be folded")
-    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
-    bias = bias * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
-    weight = conv.weight.double() * scale.reshape(-1, 1, 1, 1)
-    conv.weight = nn.Parameter(weight.to(conv.weight.dtype), conv.weight.requires_grad)
-    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), conv.weight.requires_grad)

@@ -20,27 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgekit.models._folding import convolution, linear, plain
+
 # Order of the nine taps (row, column) of a window, columns outer. In this order everything that moves by one pixel
 # is contiguous: column 0 (the last three taps) belongs to the pixel on the left, row 0 (every third) to the one above.
 TAPS = tuple((row, col) for col in (1, 2, 0) for row in (1, 2, 0))
-
-
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias)
-    return layer
-
-
-def _conv1x1(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
-    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
-    with torch.no_grad():
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
-        if bias is not None and layer.bias is not None:
-            layer.bias.copy_(bias)
-    return layer
 
 
 def _after_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -48,10 +32,6 @@ def _after_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tupl
     weight = weight.reshape(weight.shape[0], -1)
     shift = weight @ norm.bias
     return weight * norm.weight, shift if bias is None else shift + bias
-
-
-def _plain(norm: nn.LayerNorm) -> nn.LayerNorm:
-    return nn.LayerNorm(list(norm.normalized_shape), norm.eps, elementwise_affine=False)
 
 
 def _affine(norm: nn.LayerNorm) -> nn.Conv2d:
@@ -86,7 +66,7 @@ class EmbedDeploy(nn.Module):
         super().__init__()
         self.proj = proj
         inner = proj.stride[0] == 2
-        self.norm = _plain(norm) if inner else norm
+        self.norm = plain(norm) if inner else norm
         self.affine = _affine(norm) if inner else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,9 +85,9 @@ class CsaBlockDeploy(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         with torch.no_grad():
-            self.norm1, self.norm2 = _plain(norm1), _plain(norm2)
+            self.norm1, self.norm2 = plain(norm1), plain(norm2)
             self.attn = CsaDeploy(norm1, attn, taps, proj)
-            self.fc1, self.fc2 = _linear(*_after_norm(norm2, fc1.weight, fc1.bias)), fc2
+            self.fc1, self.fc2 = linear(*_after_norm(norm2, fc1.weight, fc1.bias)), fc2
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
@@ -137,9 +117,9 @@ class CsaDeploy(nn.Module):
         scale = self.head_dim**-0.5
         weight = weight.reshape(self.heads, 9, 9, dim)[:, order][:, :, order].reshape(-1, dim) * scale
         bias = bias.reshape(self.heads, 9, 9)[:, order][:, :, order].reshape(-1) * scale
-        self.logits = _linear(weight / 4, bias)
+        self.logits = linear(weight / 4, bias)
         matrices = taps.weight.reshape(9, dim, dim)
-        self.values = nn.ModuleList(_linear(*_after_norm(norm, matrices[j], None)) for j in order.tolist())
+        self.values = nn.ModuleList(linear(*_after_norm(norm, matrices[j], None)) for j in order.tolist())
         self.proj = proj
 
     def forward(self, tokens: Tensor, h: int, w: int) -> Tensor:
@@ -194,19 +174,19 @@ class RasaBlockDeploy(nn.Module):
         self.heads = dim // self.head_dim
         self.rates, self.recursions = tuple(rates), recursions
         with torch.no_grad():
-            self.norm1, self.norm2 = _plain(norm1), _plain(norm2)
+            self.norm1, self.norm2 = plain(norm1), plain(norm2)
             self.affine = _affine(norm1)
-            self.q, self.atrous = _conv1x1(q.weight), atrous
+            self.q, self.atrous = convolution(q.weight), atrous
             key, value = kv.weight.chunk(2)
             keys_values, shift = torch.cat([key * self.head_dim**-0.5, value]), torch.zeros(dim)
             self.reduce: nn.Conv2d | None = None
             if reduce is not None:
-                self.reduce, self.reduce_norm = reduce[0], _plain(reduce[1])
+                self.reduce, self.reduce_norm = reduce[0], plain(reduce[1])
                 shift = value @ reduce[1].bias
                 keys_values = keys_values * reduce[1].weight
-            self.kv = _conv1x1(keys_values)
-            self.proj = _conv1x1(proj.weight, proj(shift))
-            self.fc1, self.depconv, self.fc2 = _conv1x1(*_after_norm(norm2, fc1.weight, fc1.bias)), depconv, fc2
+            self.kv = convolution(keys_values)
+            self.proj = convolution(proj.weight, proj(shift))
+            self.fc1, self.depconv, self.fc2 = convolution(*_after_norm(norm2, fc1.weight, fc1.bias)), depconv, fc2
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 3, 1, 2)
@@ -242,9 +222,9 @@ class PooledHeadDeploy(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm, head: nn.Linear) -> None:
         super().__init__()
-        self.norm = _plain(norm)
+        self.norm = plain(norm)
         with torch.no_grad():
-            self.head = _linear(*_after_norm(norm, head.weight, head.bias))
+            self.head = linear(*_after_norm(norm, head.weight, head.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.norm(x).permute(0, 3, 1, 2).mean((-1, -2), keepdim=True)
@@ -265,12 +245,12 @@ class ClassHeadDeploy(nn.Module):
     ) -> None:
         super().__init__()
         with torch.no_grad():
-            self.norm = _plain(norm)
+            self.norm = plain(norm)
             first = ConstantQueryBlock(token.reshape(1, -1), *blocks[0])
             self.blocks = nn.ModuleList([first, *(ClassBlockDeploy(*parts) for parts in blocks[1:])])
-            self.head = _linear(*_after_norm(norm, head.weight, head.bias))
+            self.head = linear(*_after_norm(norm, head.weight, head.bias))
             weight, bias = _after_norm(norm, aux.weight, aux.bias)
-            self.aux = _conv1x1(weight / 2, bias / 2)
+            self.aux = convolution(weight / 2, bias / 2)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.norm(x)
@@ -287,8 +267,8 @@ class TokenMlp(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> None:
         super().__init__()
-        self.norm = _plain(norm)
-        self.fc1, self.fc2 = _linear(*_after_norm(norm, fc1.weight, fc1.bias)), fc2
+        self.norm = plain(norm)
+        self.fc1, self.fc2 = linear(*_after_norm(norm, fc1.weight, fc1.bias)), fc2
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.fc2(F.gelu(self.fc1(self.norm(x))))
@@ -316,9 +296,9 @@ class ConstantQueryBlock(nn.Module):
         (key, value), (key_bias, value_bias) = (t.chunk(2) for t in _after_norm(norm, kv.weight, None))
         weight = (query @ key.reshape(self.heads, self.head_dim, dim)).reshape(self.heads, dim)
         bias = (query.reshape(-1) * (key_bias - own_key)).reshape(self.heads, -1).sum(1)
-        self.logits = _linear(weight, bias)
-        self.value = _linear(value, value_bias - own_value)
-        self.proj = _linear(proj.weight, proj(own_value) + token[0])
+        self.logits = linear(weight, bias)
+        self.value = linear(value, value_bias - own_value)
+        self.proj = linear(proj.weight, proj(own_value) + token[0])
         self.mlp = TokenMlp(norm2, fc1, fc2)
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -340,11 +320,11 @@ class ClassBlockDeploy(nn.Module):
         super().__init__()
         self.head_dim = 32
         self.heads = q.out_features // self.head_dim
-        self.norm = _plain(norm)
+        self.norm = plain(norm)
         weight, bias = _after_norm(norm, q.weight, None)
-        self.q = _linear(weight * self.head_dim**-0.5, bias * self.head_dim**-0.5)
+        self.q = linear(weight * self.head_dim**-0.5, bias * self.head_dim**-0.5)
         (key, value), (key_bias, value_bias) = (t.chunk(2) for t in _after_norm(norm, kv.weight, None))
-        self.k, self.v = _linear(key, key_bias), _linear(value, value_bias)
+        self.k, self.v = linear(key, key_bias), linear(value, value_bias)
         self.proj = proj
         self.mlp = TokenMlp(norm2, fc1, fc2)
 

@@ -9,16 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from edgekit.models._folding import affine, convolution
 from edgekit.models._micronet_layers import Normed
 
 
 def folded(layer: Normed) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution with its norm in it."""
-    conv, norm = layer
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    gain = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
-    return conv.weight.double() * gain.reshape(-1, 1, 1, 1), norm.bias.double() - norm.running_mean.double() * gain
+    gain, shift = affine(layer.norm)
+    return layer.conv.weight.double() * gain.reshape(-1, 1, 1, 1), shift
 
 
 def dense(layer: Normed) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,41 +26,17 @@ def dense(layer: Normed) -> tuple[Tensor, Tensor, Tensor]:
     return torch.block_diag(*blocks), torch.block_diag(*map(torch.ones_like, blocks)).bool(), bias
 
 
-def convolution(weight: Tensor, bias: Tensor, like: nn.Conv2d, groups: int = 1) -> nn.Conv2d:
-    """A convolution with these values and the stride of `like`, padded by half its kernel."""
-    out, cin, height, width = weight.shape
-    stride, padding = (like.stride[0], like.stride[1]), (height // 2, width // 2)
-    layer = nn.Conv2d(cin * groups, out, (height, width), stride, padding, groups=groups)
-    _fill(layer, weight, bias)
-    return layer
-
-
 def pointwise(matrix: Tensor, bias: Tensor | None = None, mask: Tensor | None = None) -> nn.Conv2d:
     """A 1x1 convolution by a matrix (out, in), in as many groups as the mask of its blocks has."""
     groups = 1 if mask is None else block_count(mask)
     rows, columns = matrix.shape[0] // groups, matrix.shape[1] // groups
     blocks = [matrix[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] for g in range(groups)]
-    layer = nn.Conv2d(matrix.shape[1], matrix.shape[0], 1, groups=groups, bias=bias is not None)
-    _fill(layer, torch.cat(blocks)[:, :, None, None], bias)
-    return layer
-
-
-def linear(matrix: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(matrix.shape[1], matrix.shape[0])
-    _fill(layer, matrix, bias)
-    return layer
+    return convolution(torch.cat(blocks), bias, groups=groups)
 
 
 def reordering(order: Tensor) -> nn.Conv2d:
     """Channels in the given order, as a 1x1 convolution."""
     return pointwise((order[:, None] == torch.arange(len(order))).double())
-
-
-def _fill(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None and layer.bias is not None:
-            layer.bias.copy_(bias)
 
 
 def block_count(mask: Tensor) -> int:

@@ -21,16 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgekit.models._folding import convolution, linear
 from edgekit.models._micronet_algebra import (
     block_count,
     components,
-    convolution,
     cyclic,
     dense,
     folded,
     inputs,
     inverse,
-    linear,
     pointwise,
     reordering,
     shuffled,
@@ -118,8 +117,7 @@ class StemDeploy(nn.Module):
         middle = order * len(bias1) // len(bias2)
         weight2 = weight2[order]
         bias = bias2[order] + bias1[middle] * weight2.sum((1, 2, 3))
-        self.conv = convolution(weight1[middle] * weight2, bias, second.conv)
-        self.conv.stride = (2, 2)
+        self.conv = convolution(weight1[middle] * weight2, bias, (2, 2))
         self.register_buffer("edge", (-bias1[middle] * weight2[:, 0, 0, 0]).float().reshape(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,7 +134,7 @@ class DepthwiseDeploy(nn.Module):
         super().__init__()
         weight, bias = folded(layer)
         scale = 1 if activation is None else 2
-        self.conv = convolution(weight[names] * scale, bias[names] * scale, layer.conv, len(names))
+        self.conv = convolution(weight[names] * scale, bias[names] * scale, layer.conv.stride, len(names))
         self.activation: ShiftMaxDeploy | None = None
         if activation is not None:
             first, _ = activation.linears()
@@ -213,7 +211,7 @@ class LiteDeploy(nn.Module):
         full = weight.new_zeros(hidden, cin, *weight.shape[2:])
         middle = names * len(bias) // hidden
         full[torch.arange(hidden), names * cin // hidden] = weight[middle, 0]
-        self.first = convolution(full[:, before], bias[middle], first.conv)
+        self.first = convolution(full[:, before], bias[middle], first.conv.stride)
         self.second = DepthwiseDeploy(second, names, activation)
         columns = inverse(shuffled(hidden, inner))[names]
         self.compress = CompressDeploy(compress, columns, torch.zeros(hidden), fusion, outer, after)
@@ -245,7 +243,7 @@ class FullDeploy(nn.Module):
         first, second = pair.parts()
         own = inverse(shuffled(hidden, [shuffle]))[names]
         weight, bias = folded(first)
-        self.first = convolution(weight[own], bias[own], first.conv, hidden)
+        self.first = convolution(weight[own], bias[own], first.conv.stride, hidden)
         self.second = DepthwiseDeploy(second, own, activation2)
         columns = inputs(hidden, shuffle, inner)[names]
         self.compress = CompressDeploy(compress, columns, labels, fusion, outer, after)

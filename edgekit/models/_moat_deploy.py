@@ -14,35 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgekit.models._folding import affine, convolution, linear, plain
+
 HEAD_DIM = 32
 
 
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias)
-    return layer
-
-
-def _plain(norm: nn.LayerNorm) -> nn.LayerNorm:
-    return nn.LayerNorm(list(norm.normalized_shape), norm.eps, elementwise_affine=False)
-
-
 def _after_batch_norm(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> nn.Conv2d:
-    """The 1x1 convolution `conv` without bias, with the norm in front of it folded in, in float64."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    shift = norm.bias.double() - norm.running_mean.double() * scale
+    """The 1x1 convolution `conv` without bias, with the norm in front of it folded in."""
+    gain, shift = affine(norm)
     weight = conv.weight.double().flatten(1)
-    folded = nn.Conv2d(conv.in_channels, conv.out_channels, 1)
-    with torch.no_grad():
-        folded.weight.copy_((weight * scale).reshape(folded.weight.shape))
-        if folded.bias is not None:
-            folded.bias.copy_(weight @ shift)
-    return folded
+    return convolution(weight * gain, weight @ shift)
 
 
 class ShortcutDeploy(nn.Module):
@@ -100,12 +81,12 @@ class MoatBlockDeploy(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.mbconv = mbconv
-        self.norm = _plain(norm)
+        self.norm = plain(norm)
         self.heads, self.size = heads, size
         scale = HEAD_DIM**-0.5
-        self.q = _linear(q.weight * norm.weight * scale, (q.bias + q.weight @ norm.bias) * scale)
-        self.k, self.v = _linear(k.weight * norm.weight), _linear(v.weight * norm.weight)
-        self.out = _linear(out.weight, out(v.bias + v.weight @ norm.bias))
+        self.q = linear(q.weight * norm.weight * scale, (q.bias + q.weight @ norm.bias) * scale)
+        self.k, self.v = linear(k.weight * norm.weight), linear(v.weight * norm.weight)
+        self.out = linear(out.weight, out(v.bias + v.weight @ norm.bias))
         self.bias: Tensor | None
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
@@ -138,9 +119,9 @@ class HeadDeploy(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm, classifier: nn.Linear) -> None:
         super().__init__()
-        self.norm = _plain(norm)
+        self.norm = plain(norm)
         shift = classifier.bias + classifier.weight @ norm.bias
-        self.classifier = _linear(classifier.weight * norm.weight, shift)
+        self.classifier = linear(classifier.weight * norm.weight, shift)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.norm(x.mean((-1, -2), keepdim=True).flatten(1)))

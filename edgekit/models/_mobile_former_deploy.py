@@ -25,34 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgekit.models._folding import affine, convolution, linear
+
 BRIDGE_HEADS = 2
 FORMER_HEADS = 4
 # From this many pixels on, a softmax over tokens is cheaper written out.
 _MANY = 128
 
 
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-    layer.weight.copy_(weight)
-    if bias is not None:
-        layer.bias.copy_(bias)
-    return layer
-
-
-def _conv(weight: Tensor, bias: Tensor | None = None, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    out, cin, kernel, _ = weight.shape
-    layer = nn.Conv2d(cin * groups, out, kernel, stride, kernel // 2, groups=groups, bias=bias is not None)
-    layer.weight.copy_(weight)
-    if bias is not None and layer.bias is not None:
-        layer.bias.copy_(bias)
-    return layer
-
-
 def _normed(weight: Tensor, bias: Tensor | float, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution or linear layer followed by batch norm."""
-    scale = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
-    shift = norm.bias.double() + (bias - norm.running_mean.double()) * scale
-    return (weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))).float(), shift.float()
+    gain, shift = affine(norm)
+    return (weight.double() * gain.reshape(-1, *[1] * (weight.dim() - 1))).float(), (shift + bias * gain).float()
 
 
 def _shuffle(channels: int, groups: int) -> Tensor:
@@ -67,7 +51,7 @@ def _pointwise(layers: Any, order: Tensor | None = None, shuffle: int = 1) -> nn
     if conv.groups > 1:
         weight = torch.block_diag(*weight.flatten(1).chunk(conv.groups))[:, :, None, None]
     rows = _shuffle(len(weight), shuffle)
-    return _conv((weight if order is None else weight[:, order])[rows], bias[rows])
+    return convolution((weight if order is None else weight[:, order])[rows], bias[rows])
 
 
 class DepthwiseDeploy(nn.Module):
@@ -79,18 +63,16 @@ class DepthwiseDeploy(nn.Module):
     def __init__(self, layers: Any, groups: int = 1) -> None:
         super().__init__()
         conv, norm = layers[0], layers[1]
-        channels, out, stride = conv.in_channels, conv.out_channels, conv.stride[0]
-        self.copies = out // channels if stride == 1 else 1
+        channels, out, stride = conv.in_channels, conv.out_channels, conv.stride
+        self.copies = out // channels if stride == (1, 1) else 1
         kernels = _shuffle(out, channels if self.copies > 1 else 1)
         weight, bias = (t[kernels] for t in _normed(conv.weight, 0.0, norm))
-        self.conv = _conv(weight, bias, stride, channels * self.copies)
+        self.conv = convolution(weight, bias, stride, channels * self.copies)
         self.order = torch.argsort(_shuffle(out, channels))[kernels] if groups > 1 else kernels
 
     def forward(self, x: Tensor) -> Tensor:
         if self.copies > 1:
-            # XNNPACK's partitioner takes a concatenation of two different tensors at least.
-            half = x.shape[1] // 2
-            x = torch.cat([*[x] * (self.copies - 1), x[:, :half], x[:, half:]], 1)
+            x = torch.cat([x] * self.copies, 1)
         return self.conv(x)
 
 
@@ -100,11 +82,11 @@ class DynamicReluDeploy(nn.Module):
     def __init__(self, hyper: Any, order: Tensor | None = None) -> None:
         super().__init__()
         squeeze, excite = hyper[0], hyper[2]
-        self.squeeze = _conv(squeeze.weight[:, :, None, None], squeeze.bias)
+        self.squeeze = convolution(squeeze.weight[:, :, None, None], squeeze.bias)
         weights = [w if order is None else w[order] for w in excite.weight[:, :, None, None].chunk(2)]
         biases = [b if order is None else b[order] for b in excite.bias.chunk(2)]
-        self.first = _conv(weights[0] / 3, biases[0] / 3 + 1)
-        self.second = _conv(weights[1] / 3, biases[1] / 3)
+        self.first = convolution(weights[0] / 3, biases[0] / 3 + 1)
+        self.second = convolution(weights[1] / 3, biases[1] / 3)
 
     def forward(self, x: Tensor, token: Tensor) -> Tensor:
         hidden = F.relu(self.squeeze(token))
@@ -125,8 +107,8 @@ class MobileToFormerDeploy(nn.Module):
     def __init__(self, bridge: Any) -> None:
         super().__init__()
         scale = (bridge.q.out_features // BRIDGE_HEADS) ** -0.5
-        self.q = _linear(bridge.q.weight * scale, bridge.q.bias * scale)
-        self.gate = _linear(bridge.alpha[0].weight / 3, bridge.alpha[0].bias / 3 + 1)
+        self.q = linear(bridge.q.weight * scale, bridge.q.bias * scale)
+        self.gate = linear(bridge.alpha[0].weight / 3, bridge.alpha[0].bias / 3 + 1)
         self.proj, self.norm = bridge.proj, bridge.layer_norm
 
     def forward(self, rows: Tensor, tokens: Tensor) -> Tensor:
@@ -158,7 +140,7 @@ class FirstBridgeDeploy(nn.Module):
         queries = _heads(folded.q(tokens), 1, BRIDGE_HEADS)  # (heads, T, C/2)
         # Rows (head, token), zero on the other head's channels.
         kernel = torch.cat([F.pad(q, (i * q.shape[1], (1 - i) * q.shape[1])) for i, q in enumerate(queries)])
-        self.logits = _conv(kernel[:, :, None, None])
+        self.logits = convolution(kernel[:, :, None, None])
 
     def forward(self, maps: Tensor, rows: Tensor) -> Tensor:
         batch, channels, pixels = rows.shape
@@ -175,7 +157,7 @@ class FormerDeploy(nn.Module):
     def __init__(self, former: Any) -> None:
         super().__init__()
         scale = (former.q.out_features // FORMER_HEADS) ** -0.5
-        self.q = _linear(former.q.weight * scale, former.q.bias * scale)
+        self.q = linear(former.q.weight * scale, former.q.bias * scale)
         self.channel_mlp, self.layer_norm = former.channel_mlp, former.layer_norm
         self.ffn, self.ffn_norm = former.ffn, former.ffn_norm
 
@@ -192,7 +174,7 @@ class FormerToMobileDeploy(nn.Module):
 
     def __init__(self, bridge: Any) -> None:
         super().__init__()
-        self.k = _linear(bridge.k.weight * (bridge.k.out_features // BRIDGE_HEADS) ** -0.5)
+        self.k = linear(bridge.k.weight * (bridge.k.out_features // BRIDGE_HEADS) ** -0.5)
         self.v = bridge.proj
 
     def forward(self, rows: Tensor, tokens: Tensor) -> Tensor:
@@ -282,7 +264,7 @@ class ClassifierDeploy(nn.Module):
         conv, fc = classifier.conv, classifier.fc
         # The shuffle is in front of this convolution.
         self.conv = _pointwise(conv[1:3], torch.argsort(_shuffle(conv[1].in_channels, conv[1].groups)))
-        self.fc = _linear(*_normed(fc[0].weight, fc[0].bias, fc[1]))
+        self.fc = linear(*_normed(fc[0].weight, fc[0].bias, fc[1]))
         self.classifier = classifier.classifier[1]
 
     def forward(self, x: Tensor, token: Tensor) -> Tensor:

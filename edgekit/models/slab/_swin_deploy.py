@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgekit.models._folding import linear
+
 Size = tuple[int, int]
 
 
@@ -75,15 +77,6 @@ def _rolled(x: Tensor, count: int) -> Tensor:
     return torch.cat([x[count:], x[:count]]) if count else x
 
 
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias)
-    return layer
-
-
 class WindowAttentionDeploy(nn.Module):
     """Attention in windows that are runs of n tokens: (B*N, C) -> the same shape, the norm before it folded into `qkv`.
 
@@ -97,8 +90,8 @@ class WindowAttentionDeploy(nn.Module):
         self.heads, self.head_dim = heads, proj.in_features // heads
         scale = self.head_dim**-0.5
         (query, key, value), (query_bias, _, value_bias) = qkv.weight.chunk(3), qkv.bias.chunk(3)
-        self.q, self.k, self.v = _linear(query * scale, query_bias * scale), _linear(key), _linear(value)
-        self.proj = _linear(proj.weight, proj(value_bias))
+        self.q, self.k, self.v = linear(query * scale, query_bias * scale), linear(key), linear(value)
+        self.proj = linear(proj.weight, proj(value_bias))
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,10 +150,10 @@ class MergeDeploy(nn.Module):
     a square is a run of 2C channels.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, reduction: nn.Linear) -> None:
         super().__init__()
-        columns_outer = linear.weight.reshape(linear.out_features, 2, 2, -1)
-        self.linear = _linear(columns_outer.transpose(1, 2).reshape(linear.weight.shape), linear.bias)
+        columns_outer = reduction.weight.reshape(reduction.out_features, 2, 2, -1)
+        self.linear = linear(columns_outer.transpose(1, 2).reshape(reduction.weight.shape), reduction.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
