@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgekit.artifacts import NO_SPACE, disk_errors
 from edgekit.errors import BadInput
 from edgekit.models import ZOO, create_model, load_weights
-from edgekit.models._weights import read_checkpoint
+from edgekit.models._weights import OWNER, check_owner, read_checkpoint
 from edgekit.types import ModelSpec
 
 
@@ -53,11 +53,12 @@ def import_weights(
     source, destination = Path(source), Path(destination)
     _check_destination(source, destination, force)
     module = create_model(spec.name, num_classes=num_classes, image_size=image_size)
+    check_owner(source, spec.name)
     checkpoint = read_checkpoint(source, entry)
     state = _load(spec, module, checkpoint.tensors, source)
     _check_values(source, state)
     written = {k: v.contiguous().clone() for k, v in _weights(module).items()}
-    content = save(written, {"edgekit_model": spec.name})
+    content = save(written, {OWNER: spec.name})
     # Read as `--weights` will: what the converter made, it must leave as it is.
     _load(spec, module, load(content), destination)
     if not all(torch.equal(v, written[k]) for k, v in _weights(module).items()):

@@ -405,3 +405,13 @@ def test_weights_mismatch_is_what_a_program_catches(folder: Path, state: State) 
     with pytest.raises(WeightsMismatch) as caught:
         import_weights(MODEL, "w.safetensors", "o.safetensors")
     assert len(caught.value.missing) == len(state)
+
+
+def test_imported_weights_know_their_model(cli: Cli, folder: Path, state: State) -> None:
+    """mobilenet-v2 and its symmetric twin have the same names and shapes, and other paddings."""
+    save_file(state, "w.safetensors")
+    assert run(cli, "w.safetensors", "o.safetensors").code == 0
+    twin = f"{MODEL}-symmetric"
+    options = ("--num-classes", str(CLASSES), "-t", "onnx", "-o", folder / "out")
+    refused(cli("export", "-m", twin, "--weights", "o.safetensors", *options), f"weights of '{MODEL}', not of '{twin}'")
+    assert not (folder / "out").exists()

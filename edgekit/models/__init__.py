@@ -10,6 +10,7 @@ from edgekit.errors import BadInput
 from edgekit.models import lvt, micronet, moat, mobile_former, mobilenet, mobilenet_v1, mobilenet_v3, resnet_cifar, slab
 from edgekit.models._deploy import deploy as deploy
 from edgekit.models._features import Features as Features
+from edgekit.models._weights import check_owner
 from edgekit.models._weights import load_weights as load_weights
 from edgekit.models._weights import read_state as read_state
 from edgekit.registry import Registry
@@ -63,6 +64,7 @@ def create_model(
         classes = spec.num_classes if num_classes is None else num_classes
         model: nn.Module = spec.build(classes, channels, (height, width))
     if weights is not None:
+        check_owner(Path(weights), spec.name)
         state = spec.convert_state(read_state(Path(weights)))
         load_weights(model, spec.name, spec.fit_state(state, model) if spec.fit_state else state, str(weights))
     return (Features(model) if features_only else model).eval()

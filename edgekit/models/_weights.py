@@ -20,6 +20,8 @@ from edgekit.errors import BadInput, EdgekitError, EnvironmentProblem, WeightsMi
 # What torch.save writes is named in many ways.
 TORCH = (".pth", ".pt", ".tar", ".th", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH, ".npz")
+# The metadata entry of an imported file that names its model.
+OWNER = "edgekit_model"
 WRAPPERS = ("state_dict", "model")
 AVERAGES = ("state_dict_ema", "model_ema", "ema")
 # A compressed file may say that it holds far more than fits in memory; trained weights hardly compress.
@@ -93,6 +95,23 @@ def _check_file(path: Path) -> None:
         raise BadInput(f"there is no weights file {path}", f"Check the path. {known}")
     if path.suffix not in SUFFIXES:
         raise BadInput(f"{path} is not a weights file that edgekit reads", known)
+
+
+def check_owner(path: Path, model: str) -> None:
+    """Raises `BadInput` where `edgekit weights import` wrote `path` for another model; names and shapes may agree."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors" or not path.is_file():
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            owner = (file.metadata() or {}).get(OWNER, model)
+    except SafetensorError:
+        return  # reading its tensors says what is wrong
+    if owner != model:
+        raise BadInput(
+            f"{path} holds weights of {owner!r}, not of {model!r}", f"Type -m {owner}, or give weights of {model!r}."
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
