@@ -74,7 +74,7 @@ def ours(module: torch.nn.Module, image: torch.Tensor, target: str, path: Path, 
     """The deploy form as edgekit lowers it, and how much of it the delegate takes."""
     chosen = TARGETS[target]
     inputs = chosen.io((TensorSpec(name="image", shape=tuple(image.shape), layout="NCHW"),))
-    outputs = (TensorSpec(name="logits", shape=(1, 1000)),)
+    outputs = (TensorSpec(name="logits", shape=tuple(module(image).shape)),)
     delegation = chosen.lower(capture(deploy(module), [image]), "fp32", path, inputs, outputs)
     run = chosen.runner(path, inputs, outputs, threads)
     array = image.permute(0, 2, 3, 1).contiguous().numpy() if inputs[0].layout == "NHWC" else image.numpy()

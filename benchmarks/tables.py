@@ -63,7 +63,7 @@ def zoo() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     results = saved("zoo")["results"]
-    for spec in list_models():
+    for spec in (spec for spec in list_models() if spec.name in results):
         cells = []
         for target in targets:
             r = results[spec.name][target]

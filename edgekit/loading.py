@@ -50,6 +50,8 @@ def load(request: ModelRequest, module: nn.Module | None = None) -> Loaded:
             f"--features-only is for models of the zoo, and {request.model} is none",
             "Let your own module return its features instead.",
         )
+    if request.features_only and request.labels is not None:
+        raise BadInput("--labels names classes, and the stage outputs are no classes", "Leave --labels out.")
     if module is None and request.model.endswith(".pt2"):
         return _load_program(request)
     _check_one_shape(request)
@@ -95,7 +97,7 @@ def runs_code(model: str) -> bool:
 def _load_zoo(request: ModelRequest, spec: ModelSpec) -> Loaded:
     channels, height, width = spec.input
     shapes = request.input_shape or (
-        (request.batch_size, channels, request.image_size or height, request.image_size or width),
+        (request.batch_size, channels, *((height, width) if request.image_size is None else (request.image_size,) * 2)),
     )
     if len(shapes) != 1:
         raise BadInput(f"{spec.name} takes one input N,C,H,W, not {len(shapes)}", "Give --input-shape once.")
@@ -142,7 +144,7 @@ def _load_callable(request: ModelRequest) -> Loaded:
 def _load_module(request: ModelRequest, name: str, module: nn.Module, source: str) -> Loaded:
     if request.weights:
         load_weights(module, request.model, read_state(Path(request.weights)), request.weights)
-    size = request.image_size or 224
+    size = 224 if request.image_size is None else request.image_size
     shapes = request.input_shape or ((request.batch_size, 3, size, size),)
     module.eval()
     preprocess, notes = _assumed_preprocess(module, shapes[0], request)

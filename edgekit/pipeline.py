@@ -167,10 +167,12 @@ def _verified(folder: Path, manifest: Manifest, job: _Job) -> Manifest:
             error.message.replace(f"{folder}/", ""), "Run again with --debug for all it says."
         ) from error
     if not verification.passed:
+        seeded = "Its weights are seeded ones, which may be too small for float16: give --weights. "
         raise GateFailed(
             f"{manifest.name} for {manifest.target} in {manifest.precision} does not compute what the model does:\n  "
             + "\n  ".join(verification.failures),
-            "Nothing was written. --min-sqnr DB sets another floor; --no-verify writes the artifact unproven.",
+            (seeded if manifest.weights.source.startswith("seed:") and job.precision == "fp16" else "")
+            + "Nothing was written. --min-sqnr DB sets another floor; --no-verify writes the artifact unproven.",
         )
     return replace(manifest, verification=(verification,))
 

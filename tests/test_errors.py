@@ -65,6 +65,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
         ("-m mobilenet-v2 -t onnx --input-shape 1,3,0,64", ["--input-shape '1,3,0,64' is not a shape"]),
         ("-m mobilenet-v2 -t onnx --input-shape 1,3,64", ["N,C,H,W", "--image-size"]),
         ("-m mobilenet-v2 -t onnx --input-shape 1,3,64,64 --input-shape 1,3,64,64", ["takes one input N,C,H,W"]),
+        ("-m lvt -t onnx --features-only --labels l.txt", ["--labels names classes", "Leave --labels out"]),
         ("-m a.py:b -t onnx --features-only", ["--features-only is for models of the zoo"]),
         ("-m mobilenet-v2 -t onnx --imgsz 64 --mean 1,2", ["--mean has 2 values for 3 channels", "--mean 0.5,0.5,0.5"]),
         ("-m mobilenet-v2 -t onnx --imgsz 64 --mean one", ["--mean 'one' is not a list of numbers"]),

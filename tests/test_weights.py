@@ -22,6 +22,7 @@ from edgekit.models import ZOO, create_model, read_state
 from edgekit.models._weights import read_checkpoint
 from edgekit.weights import import_weights
 from tests.conftest import Cli, Result
+from tests.zoo import golden, relative
 
 MODEL, CLASSES = "mobilenet-v2", 10
 State = dict[str, Tensor]
@@ -415,3 +416,36 @@ def test_imported_weights_know_their_model(cli: Cli, folder: Path, state: State)
     options = ("--num-classes", str(CLASSES), "-t", "onnx", "-o", folder / "out")
     refused(cli("export", "-m", twin, "--weights", "o.safetensors", *options), f"weights of '{MODEL}', not of '{twin}'")
     assert not (folder / "out").exists()
+
+
+PUBLISHED = [
+    ("moat", "tiny_moat_0_256", "tiny-moat-0"),
+    ("mobileformer", "26m", "mobile-former-26m"),
+    ("micronet", "m1", "micronet-m1"),
+    ("slab", "deit_tiny", "slab-deit-tiny"),
+    ("slab", "swin_tiny_prepbn", "swin-tiny-prepbn"),
+    ("lvt", "lvt", "lvt-gap"),
+]
+
+
+@pytest.mark.parametrize(("family", "record", "model"), PUBLISHED)
+@torch.no_grad()
+def test_published_checkpoints_import(
+    shared: Path, cli: Cli, tmp_path: Path, family: str, record: str, model: str
+) -> None:
+    """From the published names, and layouts, to a file that `--weights` takes and that gives the published logits."""
+    published = golden(shared, family, record)
+    source, out = tmp_path / f"w{'.npz' if family == 'moat' else '.pth'}", tmp_path / "w.safetensors"
+    if family == "moat":
+        np.savez(source, **{k: v.numpy() for k, v in published.state.items()})
+    else:
+        torch.save({"model": {f"module.{k}": v for k, v in published.state.items()}}, source)
+    result = cli("weights", "import", "-m", model, "--from", source, "-o", out)
+    assert result.code == 0, result.err
+    assert relative(create_model(model, weights=out)(published.image), published.logits) < 2e-5
+    renamed = dict(published.state)
+    first = next(iter(renamed))
+    renamed[f"{first}_"] = renamed.pop(first)
+    torch.save(renamed, tmp_path / "r.pth")
+    out = tmp_path / "r.safetensors"
+    refused(cli("weights", "import", "-m", model, "--from", tmp_path / "r.pth", "-o", out), f"{first}_")

@@ -54,14 +54,18 @@ def create_model(
     unreadable file) or `WeightsMismatch`.
     """
     spec = ZOO[name]
-    channels, height, width = spec.input
-    channels = channels if in_channels is None else in_channels
-    if image_size is not None:
-        height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    channels = spec.input[0] if in_channels is None else in_channels
+    classes = spec.num_classes if num_classes is None else num_classes
+    sides = (image_size,) * 2 if isinstance(image_size, int) else spec.input[1:] if image_size is None else image_size
+    if classes < 1 or len(sides) != 2:
+        raise BadInput(
+            f"{spec.name} cannot have {classes} classes and an image of size {tuple(sides)}",
+            "num_classes is 1 or more, image_size one number or (height, width).",
+        )
+    height, width = sides
     check_input(spec, (1, channels, height, width))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classes = spec.num_classes if num_classes is None else num_classes
         model: nn.Module = spec.build(classes, channels, (height, width))
     if weights is not None:
         check_owner(Path(weights), spec.name)
@@ -73,7 +77,9 @@ def create_model(
 def check_input(spec: ModelSpec, shape: Shape) -> None:
     """Raises `BadInput` where a model of the zoo does not take images (N, C, H, W) of `shape`."""
     if len(shape) != 4 or min(shape) < 1:
-        raise BadInput(f"{spec.name} takes one input N,C,H,W, not {shape}", "Type e.g. --image-size 224.")
+        raise BadInput(
+            f"{spec.name} takes one input N,C,H,W, not {shape}", "Every number is 1 or more: --image-size 224."
+        )
     if shape[2] % spec.stride or shape[3] % spec.stride:
         raise BadInput(
             f"{spec.name} takes image sizes that {spec.stride} divides, not {shape[2]}x{shape[3]}",

@@ -15,7 +15,7 @@ from edgekit.errors import BadInput
 
 
 def deploy(model: nn.Module) -> nn.Module:
-    """A copy of `model` in eval mode and deploy form; `model` itself is left as it is.
+    """A copy of `model`, a float32 one on the CPU, in eval mode and deploy form; `model` itself is left as it is.
 
     Every module whose class defines a method `deploy(self)` is replaced by what that returns, outermost first (what
     it returns may hold further ones). Raises `BadInput` where a model cannot be copied or `deploy` returns no module.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.models._folding import convolution, linear
+from edgekit.models._folding import affine, convolution, linear
 from edgekit.models._micronet_algebra import (
     block_count,
     components,
@@ -304,11 +304,8 @@ class HeadLinear(nn.Module):
 
     def __init__(self, plain: nn.Linear, norm: nn.BatchNorm1d) -> None:
         super().__init__()
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        gain = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
-        bias = (plain.bias.double() - norm.running_mean.double()) * gain + norm.bias.double()
-        self.linear = linear(plain.weight.double() * gain[:, None], bias)
+        gain, shift = affine(norm)
+        self.linear = linear(plain.weight.double() * gain[:, None], plain.bias.double() * gain + shift)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.hardswish(self.linear(x))

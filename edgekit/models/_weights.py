@@ -106,7 +106,7 @@ def check_owner(path: Path, model: str) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             owner = (file.metadata() or {}).get(OWNER, model)
-    except SafetensorError:
+    except (SafetensorError, OSError):
         return  # reading its tensors says what is wrong
     if owner != model:
         raise BadInput(
@@ -239,4 +239,21 @@ def load_weights(model: nn.Module, name: str, state: Mapping[str, Tensor], sourc
     ]
     if missing or unexpected or misshapen:
         raise WeightsMismatch(name, source, missing, unexpected, misshapen)
+    for key, value in own.items():
+        if value.is_floating_point():  # the rest are counters
+            _check_values(key, given[key], source)
     model.load_state_dict(dict(given), strict=False)
+
+
+def _check_values(name: str, value: Tensor, source: str) -> None:
+    """A weight is a number: no quantized integer, no infinity, nothing that is not a number."""
+    if not value.is_floating_point():
+        raise BadInput(
+            f"{source} holds {name} as {value.dtype}: integers, not weights of a float model",
+            "Give the float weights that they were made from.",
+        )
+    if not value.isfinite().all():
+        raise BadInput(
+            f"{source} holds {int((~value.isfinite()).sum())} values in {name} that are infinite or no numbers",
+            "The training that wrote it has diverged: give an earlier checkpoint.",
+        )

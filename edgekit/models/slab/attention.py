@@ -34,8 +34,10 @@ class SimplifiedLinearAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, resolution: tuple[int, int], qkv: str = "fused") -> None:
         super().__init__()
-        if dim % heads or qkv not in ("fused", "separate"):
-            raise ValueError(f"{dim} channels cannot be split into {heads} heads, or {qkv!r} is unknown")
+        if dim % heads:
+            raise ValueError(f"{dim} channels cannot be split into {heads} heads")
+        if qkv not in ("fused", "separate"):
+            raise ValueError(f"qkv is 'fused' or 'separate', not {qkv!r}")
         self.heads, self.resolution = heads, resolution
         self.positional_encoding = nn.Parameter(torch.zeros(1, resolution[0] * resolution[1], dim))
         if qkv == "fused":

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgekit.errors import BadInput
 from edgekit.models.slab.attention import MapAttentionDeploy, SimplifiedLinearAttention, conv1x1
 from edgekit.models.slab.prepbn import ChannelAffine, PRepBN, fold_into_next
 
@@ -143,14 +144,23 @@ def init_weights(model: nn.Module, conv_fan_out: bool) -> None:
 
 
 def resized(table: Tensor, like: Tensor, resolution: Size, mode: str) -> Tensor:
-    """A table (1, n*n, C) of a square, resized to (1, H*W, C) where `like` has another length."""
-    if table.dim() != 3 or table.shape == like.shape:
+    """A table (1, n*n, C) of a square, resized to (1, H*W, C) where `like` has another length.
+
+    `BadInput` where n*n = H*W and H is not W: the table may be of either map, and the wrong one would be scrambled.
+    """
+    if table.dim() != 3:
         return table
     side = math.isqrt(table.shape[1])
-    if side * side != table.shape[1]:
+    square = side * side == table.shape[1]
+    if table.shape == like.shape and square and resolution[0] != resolution[1]:
+        raise BadInput(
+            f"a position table of {side * side} places may be of {side}x{side} or of {resolution[0]}x{resolution[1]}",
+            "Load the weights at the size they were made for, or choose an image with another number of patches.",
+        )
+    if table.shape == like.shape or not square:
         return table
-    square = to_map(table.float(), (side, side))
-    return to_tokens(F.interpolate(square, resolution, mode=mode, align_corners=False)).to(table.dtype)
+    maps = to_map(table.float(), (side, side))
+    return to_tokens(F.interpolate(maps, resolution, mode=mode, align_corners=False)).to(table.dtype)
 
 
 @torch.no_grad()

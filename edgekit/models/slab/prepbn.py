@@ -101,11 +101,10 @@ class PRepBN(nn.Module):
     def affine(self) -> tuple[Tensor, Tensor]:
         """(a, b) in float64 with a x + b what the norm computes in eval mode; `BadInput` in mid-schedule.
 
-        A fresh norm (nothing trained yet) and a finished one are what eval mode says they are.
+        A fresh norm (nothing trained yet) and a finished one are what eval mode says they are. One that is to warm up
+        is refused: nothing in a weights file tells a warm phase that has begun from one that has not.
         """
-        left, total = int(self.iter), int(self.total_step)
-        tracked = self.norm2.bn.num_batches_tracked  # tells a warm phase that has begun from a fresh norm
-        warming = int(self.warm) if tracked is not None and int(tracked) else 0
+        left, total, warming = int(self.iter), int(self.total_step), int(self.warm)
         if 0 < left < total or warming:
             raise BadInput(
                 f"a PRepBN norm is at step {total - left} of {total} of its way from LayerNorm to RepBN: "
@@ -185,7 +184,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
     The last step of SLAB's training: all in eval mode but the batch norms, which normalize by each batch while mean
     and unbiased variance over all of `batches` are pooled exactly, so that one pass over training images is enough.
-    Nothing else changes, modes included. `BadInput` where there is no batch.
+    Nothing else changes, modes included. `BadInput` where there is no batch, or one that is no tensor.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     modes = {module: module.training for module in model.modules()}
@@ -197,15 +196,21 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model.eval()
         for norm in norms:
             norm.train()
-            norm.momentum = 0.0  # what fails half-way leaves the statistics as they were
+            # What fails half-way leaves the statistics as they were, and the counter counts training steps only.
+            norm.momentum, norm.num_batches_tracked = 0.0, None
         with torch.no_grad():
             for batch in batches:
+                if not isinstance(batch, Tensor):
+                    raise BadInput(
+                        f"a batch is a {type(batch).__name__}, not a tensor of images (B, C, H, W)",
+                        "Of a loader of pairs give the images alone: (images for images, _ in loader).",
+                    )
                 model(batch.to(device))
     finally:
         for handle in handles:
             handle.remove()
         for norm in norms:
-            norm.momentum = kept[norm][0]
+            norm.momentum, norm.num_batches_tracked = kept[norm]
         for module, mode in modes.items():
             module.training = mode
     if not all(pooled[norm].count > 1 for norm in norms):
