@@ -251,6 +251,17 @@ def test_deployed_attention_stays_in_range_in_float16() -> None:
     assert dead(x.half()).isfinite().all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [1, 2])
+def test_deployed_numerators_stay_in_range_in_float16(heads: int) -> None:
+    """Where sums over N tokens, divided by N, exceed what float16 holds, as in SLAB-DeiT's last block on a photo."""
+    attention = randomized(SimplifiedLinearAttention(64 * heads, heads, (14, 14)), 4.0)
+    x = 12 * torch.randn(1, 14 * 14, 64 * heads)
+    q, k, v = (t[..., :64] for t in attention.projections(x))
+    assert (q.relu() @ (k.relu().mT @ v) / (14 * 14)).abs().max() > torch.finfo(torch.float16).max
+    assert relative(deploy(attention).half()(x.half()).float(), attention(x)) < 1e-2
+
+
 # The backbones
 
 

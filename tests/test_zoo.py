@@ -22,8 +22,8 @@ SMALL = (
 HALF = {
     "lvt": ("lvt", "lvt_cls"),
     "tiny-moat-0": ("moat", "tiny_moat_0"),
-    "mobile-former-26m": ("mobileformer", "26m"),
     "micronet-m0": ("micronet", "m0"),
+    "slab-deit-tiny": ("slab", "deit_tiny"),
 }
 SAVED = json.loads((ROOT / "benchmarks" / "results" / "zoo.json").read_text(encoding="utf-8"))["results"]
 

@@ -88,10 +88,14 @@ class MapAttentionDeploy(nn.Module):
         self.heads, self.resolution, dim = attention.heads, attention.resolution, attention.proj.in_features
         q, k, v = (layer if norm is None else fold_into_next(norm, layer) for layer in _split(attention))
         self.q, self.v, self.proj = conv1x1(q), conv1x1(v), conv1x1(attention.proj)
-        # A power of two in the keys, relu(s k) = s relu(k), makes the sums over N tokens means, which float16 holds.
-        # There eps must not vanish; next to a mean of products either value of it is below float32's rounding.
-        scale = 2.0 ** -round(math.log2(attention.positional_encoding.shape[1]))
-        self.eps = max(scale * EPS, SMALLEST_HALF)
+        # Powers of two in keys and queries, relu(s k) = s relu(k), make the sums over tokens and channels means, which
+        # float16 holds; without the one in the queries, num overflows in SLAB-DeiT's last block. The quotient stays.
+        # There eps must not vanish; next to a mean of products either value of it is below float16's rounding.
+        tokens = attention.positional_encoding.shape[1]
+        scale, shrink = (2.0 ** -round(math.log2(n)) for n in (tokens, dim // self.heads))
+        self.eps = max(scale * shrink * EPS, SMALLEST_HALF)
+        self.q.weight.mul_(shrink)
+        self.q.bias.mul_(shrink)
         self.k = nn.Conv2d(dim, dim, 1, bias=False)
         self.k.weight = nn.Parameter(scale * k.weight[:, :, None, None])
         table = (scale * (attention.positional_encoding + k.bias)).unflatten(2, (self.heads, -1))  # (1, N, heads, d)
