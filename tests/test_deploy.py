@@ -66,10 +66,10 @@ class Shared(nn.Module):
 # What it is, a builder, and how many norms the folded graph still has.
 CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "activated norm": (lambda: nn.Sequential(nn.Conv2d(4, 4, 1), ActivatedNorm(4)), 0),
-    "standardized convolution": (lambda: nn.Sequential(StandardizedConv(4, 4, 1 + 2), nn.BatchNorm2d(4)), 1),
+    "standardized convolution": (lambda: nn.Sequential(StandardizedConv(4, 4, 1 + 2), nn.BatchNorm2d(4)), 0),
     "own forward": (lambda: Backwards(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), 1),
     "tapped": (Tapped, 1),
-    "parametrized": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.BatchNorm2d(4)), 1),
+    "parametrized": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.BatchNorm2d(4)), 0),
     "plain": (lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), 0),
     "resnet": (Resnet, 0),
     "shared": (Shared, 0),

@@ -94,8 +94,8 @@ class MapAttentionDeploy(nn.Module):
         tokens = attention.positional_encoding.shape[1]
         scale, shrink = (2.0 ** -round(math.log2(n)) for n in (tokens, dim // self.heads))
         self.eps = max(scale * shrink * EPS, SMALLEST_HALF)
-        self.q.weight.mul_(shrink)
-        self.q.bias.mul_(shrink)
+        self.q.weight = nn.Parameter(shrink * q.weight[:, :, None, None])
+        self.q.bias = nn.Parameter(shrink * q.bias)
         self.k = nn.Conv2d(dim, dim, 1, bias=False)
         self.k.weight = nn.Parameter(scale * k.weight[:, :, None, None])
         table = (scale * (attention.positional_encoding + k.bias)).unflatten(2, (self.heads, -1))  # (1, N, heads, d)
