@@ -40,7 +40,7 @@ benchmark: $(READY)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/tables.py
 
-# Exports and verifies the whole zoo: about an hour on two cores. RESUME=1 keeps the rows that are saved.
+# Exports and verifies the whole zoo: about half an hour on two cores. RESUME=1 keeps the rows that are saved.
 zoo-table: $(READY)
 	$(BIN)/python benchmarks/zoo.py $(if $(RESUME),--resume)
 	$(BIN)/python benchmarks/tables.py
