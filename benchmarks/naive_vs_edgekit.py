@@ -31,8 +31,9 @@ from edgekit.targets import TARGETS
 from edgekit.types import TensorSpec
 
 MODELS = (
-    "lvt", "tiny-moat-0", "mobile-former-294m", "micronet-m0", "micronet-m3", "slab-deit-tiny", "slab-pvt-tiny",
-    "slab-swin-tiny", "swin-tiny-prepbn",
+    "lvt", "tiny-moat-0", "mobile-former-26m", "mobile-former-294m", "micronet-m0", "micronet-m3", "slab-deit-tiny",
+    "slab-pvt-tiny", "slab-pvtv2-b0", "slab-swin-tiny", "swin-tiny-prepbn", "mobilenet-v1-025", "mobilenet-v2",
+    "mobilenet-v3-small", "resnet20-cifar",
 )  # fmt: skip
 RUNTIMES = ("executorch", "tflite", "onnx")
 Run = Callable[[], NDArray[Any]]
