@@ -26,6 +26,17 @@ class SamePadConv2d(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
+class Shuffle(nn.Module):
+    """Channels, seen as (groups, C / groups), transposed: (B, C, H, W) -> the same shape."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
 def conv_bn_relu6(cin: int, cout: int, kernel: int, stride: int, groups: int, same: bool, eps: float) -> nn.Sequential:
     """Conv2d without bias, batch norm, ReLU6; `same` takes TensorFlow's padding."""
     return nn.Sequential(conv(cin, cout, kernel, stride, groups, same), nn.BatchNorm2d(cout, eps=eps), nn.ReLU6())

@@ -15,17 +15,6 @@ class Normed(NamedTuple):
     norm: nn.BatchNorm2d
 
 
-class Shuffle(nn.Module):
-    """Channels, seen as (groups, C / groups), transposed: (B, C, H, W) -> the same shape."""
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
-
-
 class ShiftMax(nn.Module):
     """Dynamic Shift-Max with one branch for each pair of `constants`: (B, C, H, W) -> the same shape.
 

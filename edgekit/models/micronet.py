@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from edgekit.models._layers import make_divisible
+from edgekit.models._layers import Shuffle, make_divisible
 from edgekit.models._micronet_deploy import (
     ExpandDeploy,
     FullDeploy,
@@ -35,7 +35,7 @@ from edgekit.models._micronet_deploy import (
     StemDeploy,
     full_parts,
 )
-from edgekit.models._micronet_layers import Constants, DepthwisePair, GroupedPointwise, ShiftMax, Shuffle
+from edgekit.models._micronet_layers import Constants, DepthwisePair, GroupedPointwise, ShiftMax
 from edgekit.types import ModelSpec, Preprocess
 
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edgekit.models._layers import Shuffle
 from edgekit.models._mobile_former_deploy import MobileFormerDeploy
 from edgekit.types import ModelSpec, Preprocess
 
@@ -103,17 +104,6 @@ VARIANTS: Mapping[str, Variant] = {
         Row(240, (1056, 960), 2), Row(240, (1440,)), Row(240, (1440,)),
     )),
 }  # fmt: skip
-
-
-class Shuffle(nn.Module):
-    """Channels, seen as (groups, C / groups), transposed: (B, C, H, W) -> the same shape."""
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def pointwise(cin: int, out: int, groups: int) -> list[nn.Module]:
