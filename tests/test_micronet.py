@@ -13,7 +13,7 @@ from edgekit.models import _micronet_algebra as algebra
 from edgekit.models import micronet as family
 from edgekit.models._deploy import deploy
 from edgekit.models._micronet_deploy import Shift
-from edgekit.models._weights import load_weights
+from edgekit.models._weights import load_weights, same_names
 from edgekit.types import ModelSpec
 from tests.zoo import FORBIDDEN, golden, randomized, relative
 
@@ -47,7 +47,7 @@ def test_published_logits(shared: pathlib.Path, variant: str) -> None:
 def test_published_maps(shared: pathlib.Path, variant: str) -> None:
     record = golden(shared, "micronet", variant)
     model = SPECS[variant].build(1000, 3, (224, 224)).eval()
-    load_weights(model, variant, family.convert_state(record.state), "golden")
+    load_weights(model, variant, same_names(record.state), "golden")
     maps = dict(zip(model.ends, model.forward_features(record.image), strict=True))
     seen = 0
     for name, tap in record.record["taps"].items():

@@ -11,6 +11,7 @@ from edgekit.graph import REWRITES, rewrite
 from edgekit.models import load_weights
 from edgekit.models import mobile_former as family
 from edgekit.models._deploy import deploy
+from edgekit.models._weights import same_names
 from edgekit.models.mobile_former import DynamicRelu, MobileFormer, Row, Variant
 from tests.zoo import FORBIDDEN, golden, randomized, relative
 
@@ -30,7 +31,7 @@ def tiny(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> nn.
 def test_published_logits(shared: Path, variant: str) -> None:
     published = golden(shared, "mobileformer", variant)
     model = MobileFormer(variant).eval()
-    model.load_state_dict(family.convert_state(published.state), strict=True)
+    model.load_state_dict(same_names(published.state), strict=True)
     assert sum(p.numel() for p in model.parameters()) == published.record["params"]
     assert relative(model(published.image), published.logits) < 2e-5
     assert relative(deploy(model)(published.image), published.logits) < 2e-5
@@ -123,9 +124,9 @@ def test_dynamic_relu_starts_as_relu() -> None:
 
 def test_converter_is_strict_and_idempotent() -> None:
     model = MobileFormer("26m", 10)
-    state = family.convert_state(model.state_dict())
-    assert family.convert_state(state).keys() == state.keys()
+    state = same_names(model.state_dict())
+    assert same_names(state).keys() == state.keys()
     load_weights(model, "mobile-former-26m", state, "test")
     state["features.1.hyper9.hyper.0.weight"] = state.pop("features.1.hyper1.hyper.0.weight")
     with pytest.raises(WeightsMismatch, match="hyper9"):
-        load_weights(model, "mobile-former-26m", family.convert_state(state), "test")
+        load_weights(model, "mobile-former-26m", same_names(state), "test")

@@ -1,5 +1,7 @@
 """Blocks that more than one family uses."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,3 +55,27 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     """`value` rounded to a multiple of `divisor`, never more than 10 % below it."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def maps_at(layers: nn.Sequential, taps: Sequence[int], image: Tensor) -> tuple[Tensor, ...]:
+    """The outputs of the layers numbered in `taps`, each layer applied to the one before it, up to the last tap."""
+    maps, x = [], image
+    for index, layer in enumerate(layers):
+        x = layer(x)
+        if index in taps:
+            maps.append(x)
+        if index == taps[-1]:
+            break
+    return tuple(maps)
+
+
+def init_he(module: nn.Module) -> None:
+    """He's normal by fan out for a convolution, N(0, 0.01²) for a linear layer, biases 0."""
+    if isinstance(module, nn.Conv2d):
+        # A depthwise filter feeds one channel, which nn.init's own count overlooks.
+        fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+        nn.init.normal_(module.weight, 0.0, (2 / fan_out) ** 0.5)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, 0.0, 0.01)
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -225,6 +225,11 @@ def _is_of_training(name: str, names: Mapping[str, str]) -> bool:
     )
 
 
+def same_names(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A published state whose names are ours, less the counters of training steps: `convert_state` of most families."""
+    return {k: v for k, v in published.items() if not k.endswith("num_batches_tracked")}
+
+
 def load_weights(model: nn.Module, name: str, state: Mapping[str, Tensor], source: str) -> None:
     """Load `state` into `model`, every key and shape accounted for; raises `WeightsMismatch` otherwise."""
     # num_batches_tracked counts training steps: no function of the model depends on it.

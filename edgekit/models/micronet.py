@@ -36,6 +36,7 @@ from edgekit.models._micronet_deploy import (
     full_parts,
 )
 from edgekit.models._micronet_layers import Constants, DepthwisePair, GroupedPointwise, ShiftMax
+from edgekit.models._weights import same_names
 from edgekit.types import ModelSpec, Preprocess
 
 
@@ -317,11 +318,6 @@ def _init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def convert_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State of the published checkpoints, whose names are ours, less the counters of training steps."""
-    return {k: v for k, v in published.items() if not k.endswith("num_batches_tracked")}
-
-
 def build(variant: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
     """`MicroNet`, which is the same for every image size."""
     return MicroNet(variant, num_classes, in_channels)
@@ -337,7 +333,7 @@ def _spec(variant: str, params: int, macs: int, published: str, top1: float) -> 
         paper="https://arxiv.org/abs/2108.05894",
         licence="Apache-2.0 (this implementation); the published code is MIT",
         preprocess=Preprocess(resize=256, crop=(224, 224), interpolation="bilinear"),
-        convert_state=convert_state,
+        convert_state=same_names,
         labels="imagenet1k",
         weights=(f"published micronet-{variant}.pth",),
         notes=f"Published top-1 {top1} % on ImageNet-1k. MACs are those of convolutions and linears; the published "

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from edgekit.models._layers import Shuffle
 from edgekit.models._mobile_former_deploy import MobileFormerDeploy
+from edgekit.models._weights import same_names
 from edgekit.types import ModelSpec, Preprocess
 
 BRIDGE_HEADS = 2
@@ -335,11 +336,6 @@ def _init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def convert_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State of the published checkpoints, whose names are ours, less the counters of training steps."""
-    return {k: v for k, v in published.items() if not k.endswith("num_batches_tracked")}
-
-
 def build(variant: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
     """`MobileFormer`, which is the same for every image size."""
     return MobileFormer(variant, num_classes, in_channels)
@@ -355,7 +351,7 @@ def _spec(variant: str, params: int, macs: int, top1: float) -> ModelSpec:
         paper="https://arxiv.org/abs/2108.05895",
         licence="Apache-2.0 (this implementation); the published code and weights have no licence",
         preprocess=Preprocess(resize=256, crop=(224, 224), interpolation="bilinear"),
-        convert_state=convert_state,
+        convert_state=same_names,
         labels="imagenet1k",
         weights=(f"published mobile-former-{variant} checkpoint",),
         notes=f"Published top-1 {top1} % on ImageNet-1k. MACs are those of convolutions, linears and attention; the "

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from edgekit.models._layers import conv, conv_bn_relu6, make_divisible
+from edgekit.models._layers import conv, conv_bn_relu6, init_he, make_divisible, maps_at
 from edgekit.types import ModelSpec, Preprocess
 
 # Table 2 of the paper: expansion t, channels c, repeats n, stride s.
@@ -62,29 +62,14 @@ class MobileNetV2(nn.Module):
         self.taps, self.feature_channels = zip(*(last_of[s] for s in self.feature_strides), strict=True)
         self.features = nn.Sequential(*features, conv_bn_relu6(channels, last, 1, 1, 1, same, eps))
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, num_classes))
-        self.apply(_init)
+        self.apply(init_he)
 
     def forward_features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The last blocks' maps of strides 4, 8, 16 and 32, before the last 1x1 convolution."""
-        maps, x = [], image
-        for index, layer in enumerate(list(self.features)[:-1]):
-            x = layer(x)
-            if index in self.taps:
-                maps.append(x)
-        return tuple(maps)
+        return maps_at(self.features, self.taps, image)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.classifier(self.features[-1](self.forward_features(image)[-1]).mean((-2, -1)))
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        # He's normal by fan out; a depthwise filter feeds one channel, which nn.init's own count overlooks.
-        fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
-        nn.init.normal_(module.weight, 0.0, (2 / fan_out) ** 0.5)
-    elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, 0.0, 0.01)
-        nn.init.zeros_(module.bias)
 
 
 _FOLDED = re.compile(r"(?P<stem>features\..+)\.(?P<index>[0-9]+)\.bias")

@@ -10,13 +10,13 @@ and, in the deeper ones, h-swish (section 5.2)::
 State names and padding are torchvision's, so its checkpoints load as they are.
 """
 
-from collections.abc import Mapping
 from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.models._layers import conv, make_divisible
+from edgekit.models._layers import conv, init_he, make_divisible, maps_at
+from edgekit.models._weights import same_names
 from edgekit.types import ModelSpec, Preprocess
 
 # Kernel, expanded channels, channels, squeeze-and-excitation, h-swish, stride: (table, width of the classifier).
@@ -140,36 +140,14 @@ class MobileNetV3(nn.Module):
         self.classifier = nn.Sequential(
             nn.Linear(6 * cin, width), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(width, num_classes)
         )
-        self.apply(_init)
+        self.apply(init_he)
 
     def forward_features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The last blocks' maps of strides 4, 8, 16 and 32, before the last 1x1 convolution."""
-        maps, x = [], image
-        for index, layer in enumerate(list(self.features)[:-1]):
-            x = layer(x)
-            if index in self.taps:
-                maps.append(x)
-        return tuple(maps)
+        return maps_at(self.features, self.taps, image)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.classifier(self.features[-1](self.forward_features(image)[-1]).mean((-2, -1)))
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        # He's normal by fan out; a depthwise filter feeds one channel, which nn.init's own count overlooks.
-        fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
-        nn.init.normal_(module.weight, 0.0, (2 / fan_out) ** 0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, 0.0, 0.01)
-        nn.init.zeros_(module.bias)
-
-
-def convert_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names are ours, less the counters of batch norm."""
-    return {k: v for k, v in published.items() if not k.endswith("num_batches_tracked")}
 
 
 def _build(
@@ -188,7 +166,7 @@ def _spec(size: str, rows: tuple[Row, ...], width: int, params: int, macs: int) 
         paper="https://arxiv.org/abs/1905.02244",
         licence="Apache-2.0 (this implementation)",
         preprocess=Preprocess(resize=256, crop=(224, 224), interpolation="bilinear"),
-        convert_state=convert_state,
+        convert_state=same_names,
         stride=1,
         labels="imagenet1k",
         weights=("torchvision IMAGENET1K_V1",),

@@ -8,7 +8,6 @@ Where a stage begins, S has no parameters (option A): every second pixel, and ze
 Elsewhere S is the identity. State names are those of the published CIFAR checkpoints.
 """
 
-from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.models._layers import conv
+from edgekit.models._weights import same_names
 from edgekit.types import ModelSpec, Preprocess
 
 CHANNELS = (16, 32, 64)
@@ -94,11 +94,6 @@ def _stage(cin: int, cout: int, stride: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(BasicBlock(cin, cout, stride), *(BasicBlock(cout, cout, 1) for _ in range(blocks - 1)))
 
 
-def convert_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published names are ours, less the counters of batch norm."""
-    return {k: v for k, v in published.items() if not k.endswith("num_batches_tracked")}
-
-
 def _build(blocks: int, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
     return CifarResNet(blocks, num_classes, in_channels)  # no parameter depends on the size of the image
 
@@ -113,7 +108,7 @@ def _spec(blocks: int, params: int, macs: int, stated: str) -> ModelSpec:
         paper="https://arxiv.org/abs/1512.03385",
         licence="Apache-2.0 (this implementation); published weights: BSD-2-Clause",
         preprocess=Preprocess(resize=32, crop=(32, 32), interpolation="bilinear"),
-        convert_state=convert_state,
+        convert_state=same_names,
         input=(3, 32, 32),
         num_classes=10,
         stride=1,
