@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from edgekit.models import list_models as list_models
     from edgekit.pipeline import export as export
     from edgekit.prediction import predict as predict
+    from edgekit.profiling import profile as profile
+    from edgekit.quantizing import quantize as quantize
     from edgekit.verification import verify as verify
     from edgekit.weights import import_weights as import_weights
 
@@ -26,9 +28,11 @@ _PLACES = {
     "create_model": "models",
     "list_models": "models",
     "export": "pipeline",
+    "quantize": "quantizing",
     "verify": "verification",
     "evaluate": "evaluation",
     "predict": "prediction",
+    "profile": "profiling",
     "inspect": "inspection",
     "doctor": "inspection",
     "import_weights": "weights",
@@ -39,6 +43,9 @@ _PLACES = {
     "ModelSpec": "types",
     "Prediction": "types",
     "Preprocess": "types",
+    "Profile": "types",
+    "Quantized": "types",
+    "QuantizationOptions": "types",
     "Verification": "types",
     "EdgekitError": "errors",
 }

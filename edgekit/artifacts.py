@@ -1,5 +1,6 @@
 """The artifact's folder: written whole or not at all, read back only if it is what its manifest says."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -7,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +26,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 Golden = tuple[list[list[NDArray[np.generic]]], list[list[NDArray[np.generic]]]]
 """Inputs and outputs: for each sample, one array for each input (output) of the model."""
+Outputs = Sequence[Sequence[NDArray[np.generic]]]
 
 
 @contextmanager
@@ -106,6 +108,29 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 ) from error
             cause = cause.__cause__ or cause.__context__
         raise
+
+
+def write_file(destination: Path, content: bytes) -> None:
+    """All of `content` under the name `destination`, or nothing. Raises `BadInput` or `EnvironmentProblem`."""
+    folder = destination.parent
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    temporary = folder / f".{destination.name}.{secrets.token_hex(4)}"
+    try:
+        with disk_errors(folder):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                temporary.write_bytes(content)
+                os.replace(temporary, destination)
+            except OSError as error:
+                if error.errno in NO_SPACE:
+                    raise
+                raise BadInput(
+                    f"cannot write {destination}: {error.strerror}", "Give another place with -o."
+                ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        _remove_empty(made)  # those that hold something stay
 
 
 def hash_files(folder: Path) -> dict[str, FileRecord]:
@@ -190,20 +215,26 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def write_golden(folder: Path, golden: Golden) -> None:
-    """Write `golden.safetensors`: `input.N` and `output.N` for sample N (`input.N.M` where there are several)."""
+def write_golden(folder: Path, golden: Golden, floats: Outputs = ()) -> None:
+    """Write `golden.safetensors`: `input.N` and `output.N` for sample N (`input.N.M` where there are several).
+
+    What an artifact of integers should compute is not what the float model computes: that is `float.N`.
+    """
     from safetensors.numpy import save
 
     arrays: dict[str, NDArray[np.generic]] = {}
-    for kind, samples in zip(("input", "output"), golden, strict=True):
+    for kind, samples in zip(("input", "output", "float"), (*golden, floats), strict=True):
         for n, sample in enumerate(samples):
             for m, array in enumerate(sample):
                 arrays[_golden_key(kind, n, m, len(sample))] = np.ascontiguousarray(array)
     (folder / GOLDEN).write_bytes(save(arrays))  # `save_file` would make it private
 
 
-def read_golden(artifact: Artifact) -> Golden:
-    """The golden vectors of an artifact, in the layout that its model takes; raises `ArtifactDamaged`."""
+def read_golden(artifact: Artifact, reference: str = "output") -> Golden:
+    """The golden vectors of an artifact, in the layout that its model takes; raises `ArtifactDamaged`.
+
+    With "float" as `reference` the outputs are the float model's, which only an artifact of integers stores apart.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -214,22 +245,27 @@ def read_golden(artifact: Artifact) -> Golden:
             f"{artifact.path / GOLDEN} cannot be read: {error}", "Export the artifact again."
         ) from error
     inputs, outputs = artifact.manifest.inputs, artifact.manifest.outputs
-    samples = len(arrays) // (len(inputs) + len(outputs))
+    kinds = ["input", "output", *({"float"} if "float.0" in arrays or "float.0.0" in arrays else ())]
+    samples = len(arrays) // (len(inputs) + (len(kinds) - 1) * len(outputs))
     expected = {
         _golden_key(kind, n, m, len(specs)): spec
-        for kind, specs in (("input", inputs), ("output", outputs))
+        for kind, specs in ((k, inputs if k == "input" else outputs) for k in kinds)
         for n in range(samples)
         for m, spec in enumerate(specs)
     }
     found = {key: (array.shape, str(array.dtype)) for key, array in arrays.items()}
-    if not samples or found != {key: (spec.shape, spec.dtype) for key, spec in expected.items()}:
+    if (
+        not samples
+        or reference not in kinds
+        or found != {key: (spec.shape, spec.dtype) for key, spec in expected.items()}
+    ):
         raise ArtifactDamaged(
             f"{artifact.path / GOLDEN} does not hold inputs and outputs of the shapes in the manifest",
             "Export the artifact again.",
         )
     return (
         [[arrays[_golden_key("input", n, m, len(inputs))] for m in range(len(inputs))] for n in range(samples)],
-        [[arrays[_golden_key("output", n, m, len(outputs))] for m in range(len(outputs))] for n in range(samples)],
+        [[arrays[_golden_key(reference, n, m, len(outputs))] for m in range(len(outputs))] for n in range(samples)],
     )
 
 

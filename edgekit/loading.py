@@ -9,16 +9,18 @@ import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgekit.errors import BadInput, UnknownName
 from edgekit.graph.capture import capture
 from edgekit.models import ZOO, check_input, create_model, deploy, labels_of, load_weights, read_state
-from edgekit.programs import example_inputs, read_program
-from edgekit.types import ModelRequest, ModelSpec, Preprocess, Shape, Weights
+from edgekit.programs import example_inputs, read_program, read_quantized
+from edgekit.types import ModelRequest, ModelSpec, Preprocess, Quantized, Shape, Weights
 from edgekit.user_code import call
 
 FORMS = "a zoo name (see `edgekit models`), file.py:callable, package.module:callable, or a .pt2 file"
@@ -26,7 +28,11 @@ FORMS = "a zoo name (see `edgekit models`), file.py:callable, package.module:cal
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A float model ready to be exported: `module` is the reference that every artifact is compared with."""
+    """A model ready to be exported: `module` is the reference that every artifact is compared with.
+
+    Of an int8 model (`quantized` says how it was made) that is the Q/DQ program; `float_outputs` are the float model's
+    answers to the golden inputs, and `photos` what it was calibrated with, where that is at hand.
+    """
 
     name: str
     request: ModelRequest
@@ -37,6 +43,9 @@ class Loaded:
     preprocess: Preprocess | None
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    quantized: Quantized | None = None
+    float_outputs: tuple[tuple[NDArray[Any], ...], ...] = ()
+    photos: tuple[tuple[Tensor, ...], ...] = ()
 
 
 def load(request: ModelRequest, module: nn.Module | None = None) -> Loaded:
@@ -190,6 +199,8 @@ def _load_program(request: ModelRequest) -> Loaded:
     program = read_program(path)
     inputs = example_inputs(program, request.seed)
     module = program.module()
+    if (stored := read_quantized(path)) is not None:
+        return _load_quantized(request, program, inputs, *stored)
     preprocess, notes = _assumed_preprocess(module, tuple(inputs[0].shape), request)
     return Loaded(
         name=path.stem,
@@ -201,6 +212,34 @@ def _load_program(request: ModelRequest) -> Loaded:
         preprocess=preprocess,
         labels=_read_labels(request),
         notes=notes,
+    )
+
+
+def _load_quantized(
+    request: ModelRequest,
+    program: ExportedProgram,
+    inputs: tuple[Tensor, ...],
+    quantized: Quantized,
+    float_outputs: tuple[tuple[NDArray[Any], ...], ...],
+) -> Loaded:
+    for option, value in (("--mean", request.mean), ("--std", request.std)):
+        if value:
+            raise BadInput(
+                f"{option} cannot change {request.model}: it was calibrated with its own preprocessing",
+                f"Quantize the model again with {option}.",
+            )
+    return Loaded(
+        name=quantized.name,
+        request=request,
+        module=program.module(),
+        program=program,
+        inputs=inputs,
+        weights=Weights(source=Path(request.model).name, sha256=sha256(Path(request.model))),
+        preprocess=quantized.preprocess,
+        labels=_read_labels(request) or quantized.labels,
+        notes=quantized.notes,
+        quantized=quantized,
+        float_outputs=float_outputs,
     )
 
 

@@ -29,17 +29,28 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.loading import Loaded, load
+from edgekit.quantization.weight_only import left_float, quantize_weights, weight_bits
+from edgekit.quantizing import with_precision
 from edgekit.targets import TARGETS, Target, precision_name
-from edgekit.types import Artifact, Delegation, Manifest, ModelRequest, Shape, Step, TensorSpec
-from edgekit.verification import golden_of, in_artifact_layout
-from edgekit.verification import verify as check
+from edgekit.types import (
+    Artifact,
+    Calibration,
+    Delegation,
+    Manifest,
+    ModelRequest,
+    QuantizationOptions,
+    Shape,
+    Step,
+    TensorSpec,
+)
+from edgekit.verification import golden_of, in_artifact_layout, simulated, verifications
 
 
 def export(
     model: str | nn.Module,
     target: str | Sequence[str] = "all",
     *,
-    precision: str = "fp32",
+    precision: str | None = None,
     weights: str | Path | None = None,
     num_classes: int | None = None,
     labels: str | Path | None = None,
@@ -49,6 +60,9 @@ def export(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     features_only: bool = False,
+    calibration: str | Path | None = None,
+    num_calibration_samples: int = 128,
+    options: QuantizationOptions = QuantizationOptions(),  # noqa: B008 (frozen)
     seed: int = 0,
     verify: bool = True,
     min_sqnr: float | None = None,
@@ -59,7 +73,8 @@ def export(
     """Export `model` to one or more targets and verify each artifact against the float model.
 
     `model` is a zoo name, "file.py:callable", "package.module:callable", a .pt2 file or an nn.Module; `target` a name,
-    several, or "all". `features_only` exports a zoo model's stage outputs in place of its logits.
+    several, or "all". `precision` is fp32 unless said otherwise, or that of a quantized .pt2. int8 is calibrated with
+    the photos at `calibration`. `features_only` exports a zoo model's stage outputs in place of its logits.
     Each artifact is the folder `out`/<name>-<target>-<precision>, written whole or not at all.
     Raises an `EdgekitError`: `GateFailed` when an artifact is not equal enough (nothing is left of it),
     `PartialFailure` when some of several targets failed.
@@ -77,15 +92,17 @@ def export(
         std=tuple(std),
         features_only=features_only,
     )
-    precision = precision_name(precision)
     targets = targets_of(target)
+    asked = None if precision is None else precision_name(precision)
     for t in targets:
-        t.check(precision)
-    job = _Job(request, precision, Path(out), verify, min_sqnr, force)
+        t.check(asked or "fp32", TARGETS.values())
     report = on_step or (lambda what, done, total: None)
     total = 1 + len(targets)
     report(f"loading {request.model}", 0, total)
     loaded = load(request, None if isinstance(model, str) else model)
+    loaded = with_precision(loaded, asked, calibration, num_calibration_samples, options, on_step)
+    precision = asked or (loaded.quantized.scheme if loaded.quantized else "fp32")
+    job = _Job(request, precision, Path(out), verify, min_sqnr, force)
     golden = golden_of(loaded)
     _check_labels(loaded, golden)
     for t in targets:
@@ -142,39 +159,48 @@ def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Ar
     target.require()
     inputs = target.io(_input_specs(loaded))
     outputs = target.io(_output_specs(golden))
-    golden = in_artifact_layout(golden, inputs, outputs)
+    scheme = target.schemes.get(job.precision)
+    program = loaded.program if scheme is None else quantize_weights(loaded.program, scheme)
+    floats = loaded.float_outputs if scheme is None else golden[1]
+    photos = (
+        simulated(loaded.program, [[x.numpy() for x in photo] for photo in loaded.photos]) if job.verify else ([], [])
+    )
+    if scheme is not None:
+        golden = simulated(program, golden[0])
+    floats = in_artifact_layout(([], [list(sample) for sample in floats]), inputs, outputs)[1]
+    golden, photos = (in_artifact_layout(g, inputs, outputs) for g in (golden, photos))
     with atomic_folder(destination) as folder:
-        delegation = target.lower(loaded.program, job.precision, folder / f"model{target.suffix}", inputs, outputs)
-        write_golden(folder, golden)
+        delegation = target.lower(program, job.precision, folder / f"model{target.suffix}", inputs, outputs)
+        write_golden(folder, golden, floats)
         if loaded.labels:
             (folder / LABELS).write_text("\n".join(loaded.labels) + "\n", encoding="utf-8")
         manifest = _manifest(loaded, target, job, folder, inputs, outputs, delegation)
         write_manifest(folder, manifest)
         if job.verify:
-            manifest = _verified(folder, manifest, job)
+            manifest = _verified(folder, manifest, job, photos)
             write_manifest(folder, manifest)
         if destination.exists() and not job.force and not same_files(folder, destination):
             raise _exists(destination)
     return Artifact(path=destination, manifest=manifest, seconds=time.perf_counter() - start)
 
 
-def _verified(folder: Path, manifest: Manifest, job: _Job) -> Manifest:
+def _verified(folder: Path, manifest: Manifest, job: _Job, photos: Golden) -> Manifest:
     try:
-        verification = check(folder, min_sqnr=job.min_sqnr)
+        found = verifications(folder, min_sqnr=job.min_sqnr, more=photos)
     except ArtifactDamaged as error:
         # It is as fresh as can be: the runtime refuses what its own exporter wrote.
         raise LoweringFailed(
             error.message.replace(f"{folder}/", ""), "Run again with --debug for all it says."
         ) from error
-    if not verification.passed:
+    if failures := [text for v in found for text in v.failures]:
         seeded = "Its weights are seeded ones, which may be too small for float16: give --weights. "
         raise GateFailed(
             f"{manifest.name} for {manifest.target} in {manifest.precision} does not compute what the model does:\n  "
-            + "\n  ".join(verification.failures),
+            + "\n  ".join(failures),
             (seeded if manifest.weights.source.startswith("seed:") and job.precision == "fp16" else "")
             + "Nothing was written. --min-sqnr DB sets another floor; --no-verify writes the artifact unproven.",
         )
-    return replace(manifest, verification=(verification,))
+    return replace(manifest, verification=found)
 
 
 def _manifest(
@@ -199,16 +225,26 @@ def _manifest(
         preprocess=loaded.preprocess if inputs[0].layout else None,
         request=loaded.request,
         delegation=delegation,
-        layers=_layers(loaded, job.precision),
+        layers=_layers(loaded, target, job.precision),
         environment={"python": platform.python_version(), "torch": version("torch"), **target.versions()},
         labels=LABELS if loaded.labels else "",
-        notes=loaded.notes,
+        calibration=loaded.quantized.calibration if loaded.quantized else Calibration(),
+        quantization=loaded.quantized.options if loaded.quantized else None,
+        notes=(*loaded.notes, *_notes(loaded, target, job.precision)),
     )
 
 
-def _layers(loaded: Loaded, precision: str) -> dict[str, int]:
-    """Bytes of weights by layer, in the deploy form's order."""
+def _notes(loaded: Loaded, target: Target, precision: str) -> tuple[str, ...]:
+    """What of a model with integer weights is stored as floats, and why."""
+    scheme = target.schemes.get(precision)
+    return () if scheme is None else left_float(loaded.program, scheme)
+
+
+def _layers(loaded: Loaded, target: Target, precision: str) -> dict[str, int]:
+    """Bytes of weights by layer, in the deploy form's order; of integer ones without their scales."""
     layers: dict[str, int] = {}
+    scheme = target.schemes.get(precision)
+    bits = {} if scheme is None else weight_bits(loaded.program, scheme)
     tensors = {
         **loaded.program.state_dict,
         **{k: v for k, v in loaded.program.constants.items() if hasattr(v, "numel")},
@@ -216,7 +252,7 @@ def _layers(loaded: Loaded, precision: str) -> dict[str, int]:
     for name, tensor in tensors.items():
         layer = name.rpartition(".")[0] or name
         size = 2 if precision == "fp16" and tensor.is_floating_point() else tensor.element_size()
-        layers[layer] = layers.get(layer, 0) + tensor.numel() * size
+        layers[layer] = layers.get(layer, 0) + tensor.numel() * bits.get(name, 8 * size) // 8
     return layers
 
 

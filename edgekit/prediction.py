@@ -1,8 +1,8 @@
 """A photo through an artifact, by its manifest alone."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,28 @@ from edgekit.artifacts import load_artifact, read_labels
 from edgekit.data import apply, read_image
 from edgekit.errors import BadInput
 from edgekit.targets import TARGETS
-from edgekit.types import Artifact, Prediction
+from edgekit.types import Artifact, Prediction, Preprocess
 from edgekit.verification import to_layout
 
-Classifier = Callable[[Image.Image], NDArray[np.float32]]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """What gives images their class scores (logits), `batch_size` at a time.
+
+    `run` takes images as `preprocess` makes them, (batch_size, C, H, W), and returns (batch_size, classes).
+    """
+
+    preprocess: Preprocess
+    batch_size: int
+    classes: int
+    runtime: str
+    run: Callable[[Floats], Floats]
+
+    def __call__(self, photo: Image.Image) -> Floats:
+        """The scores of one photo, (classes,); it fills the whole batch."""
+        return self.run(np.repeat(apply(self.preprocess, photo)[None], self.batch_size, axis=0))[0]
 
 
 def predict(
@@ -36,24 +54,22 @@ def predict(
 
 
 def classifier(artifact: Artifact) -> Classifier:
-    """A function from a photo to the class scores (logits) that the artifact's runtime gives it."""
+    """The classifier that the artifact's runtime runs. Raises `BadInput` where it does not classify images."""
     manifest = artifact.manifest
     if manifest.preprocess is None or len(manifest.outputs[0].shape) != 2:
         raise BadInput(
             f"{artifact.path} does not classify images", "Use its runtime directly; `edgekit inspect` shows its inputs."
         )
-    preprocess, spec = manifest.preprocess, manifest.inputs[0]
-    target = TARGETS[manifest.target]
+    spec, target = manifest.inputs[0], TARGETS[manifest.target]
     target.require_runtime()
     run = target.runner(artifact.model_path, manifest.inputs, manifest.outputs)
-
-    def classify(photo: Image.Image) -> NDArray[np.float32]:
-        one = apply(preprocess, photo)[None]
-        batch = np.repeat(one, spec.shape[0], axis=0)  # the shape is static: a larger batch holds copies
-        outputs: list[NDArray[Any]] = run([to_layout(batch, spec)])
-        return outputs[0][0]
-
-    return classify
+    return Classifier(
+        preprocess=manifest.preprocess,
+        batch_size=spec.shape[0],
+        classes=manifest.outputs[0].shape[1],
+        runtime=target.runtime,
+        run=lambda batch: run([to_layout(batch, spec)])[0],
+    )
 
 
 def _ranked(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> tuple[Prediction, ...]:

@@ -11,19 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cattrs
+import numpy as np
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the operations of Q/DQ programs
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_structure
 
 from edgekit.errors import BadInput
+from edgekit.types import Quantized
 
 
 def read_program(path: Path) -> ExportedProgram:
     """The ExportedProgram of a `.pt2` file, read without unpickling code. Raises `BadInput`."""
     if not path.is_file():
         raise BadInput(f"there is no program {path}", "Check the path after -m.")
-    checked = _archive(_checked(path))
+    checked = _archive({name: content for name, content in _checked(path).items() if not name.startswith("extra/")})
     try:
         with _no_unpickling():
             program = torch.export.load(checked)
@@ -34,6 +41,45 @@ def read_program(path: Path) -> ExportedProgram:
         ) from error
     program._guards_code = []  # Python source, which `program.module()` would run; shapes are static here
     return program
+
+
+QUANTIZED, FLOAT = "extra/edgekit.json", "extra/float.safetensors"
+Outputs = tuple[tuple[NDArray[Any], ...], ...]
+
+
+def quantized_bytes(program: ExportedProgram, quantized: Quantized, float_outputs: Outputs) -> bytes:
+    """The bytes of a `.pt2` file: an int8 program, how it was made, and the float model's answers to its golden inputs."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        entries = {i.filename.partition("/")[2]: archive.read(i) for i in archive.infolist()}
+    entries[QUANTIZED] = json.dumps(cattrs.unstructure(quantized)).encode()
+    arrays = {f"{n}.{m}": np.ascontiguousarray(y) for n, ys in enumerate(float_outputs) for m, y in enumerate(ys)}
+    entries[FLOAT] = save(arrays)
+    return _archive(entries).getvalue()
+
+
+def read_quantized(path: Path) -> tuple[Quantized, Outputs] | None:
+    """How the int8 program at `path` was made, and its float model's answers; None for a float program.
+
+    Raises `BadInput` for what is damaged.
+    """
+    entries = _checked(path)
+    if QUANTIZED not in entries:
+        return None
+    try:
+        values = json.loads(entries[QUANTIZED])
+        quantized = cattrs.Converter().structure(values, Quantized)
+        if quantized.schema != 1:
+            raise ValueError(f"schema {quantized.schema}")
+        arrays = load(entries[FLOAT])
+        places = sorted(tuple(map(int, name.split("."))) for name in arrays)
+        samples = [[arrays[f"{n}.{m}"] for n, m in places if n == sample] for sample in sorted({n for n, _ in places})]
+    except (ValueError, KeyError, TypeError, AttributeError, cattrs.BaseValidationError, SafetensorError) as error:
+        raise BadInput(
+            f"{path} says nothing readable about how it was quantized", "Make it again with `edgekit quantize`."
+        ) from error
+    return quantized, tuple(map(tuple, samples))
 
 
 def _archive(entries: Mapping[str, bytes]) -> io.BytesIO:
@@ -61,7 +107,9 @@ def _checked(path: Path) -> dict[str, bytes]:
                 raise ValueError("it is compressed, which torch.export.save never does")
             names = [i.filename for i in infos]
             contents = {i.filename.partition("/")[2]: archive.read(i) for i in infos}
-        documents = {n: json.loads(text.decode("utf-8")) for n, text in contents.items() if n.endswith(".json")}
+        # What lies in extra/ is never given to torch.
+        graph = {n: text for n, text in contents.items() if n.endswith(".json") and not n.startswith("extra/")}
+        documents = {n: json.loads(text.decode("utf-8")) for n, text in graph.items()}
         strings = list(_strings(list(documents.values())))
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise BadInput(

@@ -168,6 +168,34 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizationOptions:
+    """How a model is quantized; `keep_float` are shell patterns of module paths."""
+
+    range_estimator: str = "mse"
+    bias_correction: str = "full"
+    smooth_quant: bool = False
+    equalize: bool = False
+    keep_float: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """How an int8 model was made, and of which float model; travels in a `.pt2` beside the program."""
+
+    scheme: str
+    name: str
+    request: ModelRequest
+    weights: Weights
+    calibration: Calibration
+    options: QuantizationOptions
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    edgekit: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`edgekit.json`: all that a phone app, `profile`, `embed` or a colleague needs."""
 
@@ -187,6 +215,7 @@ class Manifest:
     environment: Mapping[str, str]
     labels: str = ""
     calibration: Calibration = field(default_factory=Calibration)
+    quantization: QuantizationOptions | None = None
     verification: tuple[Verification, ...] = ()
     notes: tuple[str, ...] = ()
     schema: int = 1
@@ -220,8 +249,25 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassAccuracy:
+    """Top-1 accuracy in percent on the `n` images of one class, and what of the reference's is lost, in points."""
+
+    label: str
+    index: int
+    n: int
+    top1: float
+    reference_top1: float | None
+    drop: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Accuracy on labelled images; top1, top5 and agreement in percent, `ci95` the Wilson interval of top1."""
+    """Accuracy on labelled images; top1, top5 and agreement in percent, `ci95` the Wilson interval of top1.
+
+    `drop` is `reference_top1 - top1` in points on the same images and `drop_ci95` its paired interval; these and
+    `agreement` are None without a reference (`against`). `per_class` has every class that occurs. `images_per_second`
+    is that of `runtime` in batches of `batch_size`, without reading and preparing the images.
+    """
 
     top1: float
     top5: float
@@ -229,7 +275,85 @@ class Evaluation:
     agreement: float | None
     images_per_second: float
     ci95: tuple[float, float]
+    runtime: str
+    batch_size: int
+    against: str | None = None
+    reference_top1: float | None = None
+    drop: float | None = None
+    drop_ci95: tuple[float, float] | None = None
+    per_class: tuple[ClassAccuracy, ...] = ()
+    unreadable: int = 0
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How latencies were taken; `warmup_runs`, `num_runs` and `min_secs` are the least that was asked for.
+
+    All artifacts take turns, A B C A B C: `rounds` turns each, of `runs_per_round` recorded runs.
+    """
+
+    warmup_runs: int
+    num_runs: int
+    min_secs: float
+    rounds: int
+    runs_per_round: int
+    clock: str
+    input: str = "golden sample 0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactProfile:
+    """Latency and memory of one artifact, run alone in a process of its own.
+
+    `latency_us` are the recorded runs in order, `runs_per_round` to a turn; the percentiles interpolate linearly, `cv`
+    is `std_ms / mean_ms`. `peak_memory_mib` is the most the process held since it began to load the model,
+    `model_memory_mib` how much of that came after; None where the system does not tell.
+    """
+
+    artifact: str
+    sha256: str
+    name: str
+    target: str
+    precision: str
+    runtime: str
+    device: Mapping[str, str]
+    threads: int
+    protocol: Protocol
+    load_ms: float
+    first_ms: float
+    latency_us: tuple[float, ...]
+    mean_ms: float
+    std_ms: float
+    cv: float
+    min_ms: float
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+    peak_memory_mib: float | None
+    model_memory_mib: float | None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The median latency of artifact `b` over that of `a` (below 1, `b` is faster), with a bootstrap 95 % interval."""
+
+    a: str
+    b: str
+    ratio: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Artifacts measured in turns on one device, and each pair of them compared."""
+
+    results: tuple[ArtifactProfile, ...]
+    comparisons: tuple[Comparison, ...]
+    schema: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.export import ExportedProgram
 
 from edgekit.artifacts import Golden, load_artifact, read_golden
 from edgekit.data import apply, open_images, read_image, sample_photos
@@ -19,8 +20,15 @@ from edgekit.types import Artifact, OutputError, Preprocess, TensorSpec, Verific
 
 Arrays = list[NDArray[Any]]
 
-MIN_SQNR_DB = {"fp32": 60.0, "fp16": 35.0}
-"""The floors of the gate: float32 differs only by the order of sums, float16 by 11 bits of mantissa."""
+MIN_SQNR_DB = {
+    "fp32": 60.0, "fp16": 35.0, "int8": 10.0, "int8-dynamic": 6.0, "int8-weight": 6.0, "int4-weight": 6.0,
+}  # fmt: skip
+"""The floors against the float model: float32 differs only by the order of sums, float16 by 11 bits of mantissa; what
+integers cost is the model's affair, and below these it is lost."""
+SIMULATION_SQNR_DB = {"int8": 30.0, "int8-dynamic": 25.0, "int8-weight": 25.0, "int4-weight": 25.0}
+"""The floors against the program with the same integers, run by torch."""
+MAX_DISAGREEMENT = 0.01
+"""The share of samples (one at least) whose class may change with the rounding of a tie between two integers."""
 CEILING_DB = 200.0
 NOISE_SAMPLES = 2
 SAME_PHOTO_DB = 40.0
@@ -39,13 +47,50 @@ def verify(
     For `images` the float model is loaded again; one that is Python code must be named as `model` (see `reference_of`).
     Raises `ArtifactDamaged` or `BadInput`; a gate that fails is a value (`passed`), not an exception.
     """
+    first, *others = verifications(artifact, images=images, model=model, min_sqnr=min_sqnr)
+    failures = (*first.failures, *(text for v in others for text in v.failures))
+    return replace(first, passed=not failures, failures=failures)
+
+
+def verifications(
+    artifact: str | Path | Artifact,
+    *,
+    images: str | Path | None = None,
+    model: str | None = None,
+    min_sqnr: float | None = None,
+    more: Golden = ([], []),
+) -> tuple[Verification, ...]:
+    """The comparisons that `verify` makes: of integers with their simulation first, then of any with the float model.
+
+    `more` are further inputs with the simulation's outputs, beside the golden ones. `min_sqnr` is the floor in dB
+    against the float model.
+    """
     if not isinstance(artifact, Artifact):
         artifact = load_artifact(artifact)
+    floor = _floor(artifact) if min_sqnr is None else min_sqnr
     stored = read_golden(artifact)
-    golden = stored if images is None else _golden_of(artifact, Path(images), model)
-    result = compare(artifact, golden, _floor(artifact) if min_sqnr is None else min_sqnr)
     wrong = preprocess_failures(artifact, stored)
-    return replace(result, passed=result.passed and not wrong, failures=(*wrong, *result.failures))
+    found: list[Verification] = []
+    if artifact.manifest.precision not in SIMULATION_SQNR_DB:
+        golden = stored if images is None else _golden_of(artifact, Path(images), model)
+        found.append(compare(artifact, golden, floor))
+    else:
+        least = SIMULATION_SQNR_DB[artifact.manifest.precision]
+        both = ([*stored[0], *more[0]], [*stored[1], *more[1]])
+        floats = read_golden(artifact, "float") if images is None else _golden_of(artifact, Path(images), model)
+        found.append(compare(artifact, both, least, "simulation"))
+        found.append(compare(artifact, floats, floor))
+    first = found[0]
+    found[0] = replace(first, passed=first.passed and not wrong, failures=(*wrong, *first.failures))
+    return tuple(found)
+
+
+def simulated(program: ExportedProgram, samples: Sequence[Arrays]) -> Golden:
+    """`samples` with what `program` makes of them, run by torch."""
+    module = program.module()
+    with torch.no_grad():
+        outputs = [flat_outputs(module(*[torch.from_numpy(a) for a in sample])) for sample in samples]
+    return list(samples), [[y.numpy() for y in output] for output in outputs]
 
 
 def _floor(artifact: Artifact) -> float:
@@ -81,12 +126,13 @@ def preprocess_failures(artifact: Artifact, golden: Golden) -> tuple[str, ...]:
     )
 
 
-def compare(artifact: Artifact, golden: Golden, min_sqnr_db: float) -> Verification:
+def compare(artifact: Artifact, golden: Golden, min_sqnr_db: float, against: str = "float") -> Verification:
     """Run the artifact's model file on every golden input and measure the distance of every output."""
     manifest = artifact.manifest
     target = TARGETS[manifest.target]
     target.require_runtime()
     inputs, references = golden
+    integers, seeded = manifest.precision in SIMULATION_SQNR_DB, manifest.weights.source.startswith("seed:")
     try:
         run = target.runner(artifact.model_path, manifest.inputs, manifest.outputs)
         actual = [run(sample) for sample in inputs]
@@ -103,12 +149,17 @@ def compare(artifact: Artifact, golden: Golden, min_sqnr_db: float) -> Verificat
             "Export the artifact again.",
         )
     outputs = tuple(
-        _measure(spec, [r[i] for r in references], [a[i] for a in actual]) for i, spec in enumerate(manifest.outputs)
+        _measure(spec, [r[i] for r in references], [a[i] for a in actual], pooled=integers)
+        for i, spec in enumerate(manifest.outputs)
     )
     agreements = [o.top1_agreement for o in outputs if o.top1_agreement is not None]
-    failures = tuple(text for o in outputs for text in _failures(o, min_sqnr_db))
+    # What integers change of the float model's classes is for `evaluate`; of their own simulation's, next to nothing.
+    may_differ = (
+        0.0 if not integers else 1.0 if against == "float" or seeded else max(MAX_DISAGREEMENT, 1 / len(inputs))
+    )
+    failures = tuple(text for o in outputs for text in _failures(o, min_sqnr_db, may_differ))
     return Verification(
-        against="float",
+        against=against,
         runtime=target.runtime,
         samples=len(inputs),
         max_abs_error=max(o.max_abs_error for o in outputs),
@@ -121,21 +172,24 @@ def compare(artifact: Artifact, golden: Golden, min_sqnr_db: float) -> Verificat
     )
 
 
-def _failures(output: OutputError, floor: float) -> list[str]:
+def _failures(output: OutputError, floor: float, may_differ: float) -> list[str]:
     found = []
     if not output.sqnr_db >= floor:
         found.append(
             f"output {output.name}: SQNR {output.sqnr_db:.1f} dB is below {floor:g} dB"
             f" (max error {output.max_abs_error:.3g})"
         )
-    if output.top1_agreement is not None and output.top1_agreement < 1:
+    if output.top1_agreement is not None and output.top1_agreement < 1 - may_differ - 1e-9:
         found.append(
             f"output {output.name}: only {output.top1_agreement:.1%} of the samples have the reference's top-1 class"
         )
     return found
 
 
-def _measure(spec: TensorSpec, references: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]]) -> OutputError:
+def _measure(
+    spec: TensorSpec, references: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]], pooled: bool
+) -> OutputError:
+    """The worst sample counts; of integers all together, for one step weighs much in a sample of few outputs."""
     for a, r in zip(actual, references, strict=True):
         if (a.shape, a.dtype) != (r.shape, r.dtype):
             raise ArtifactDamaged(
@@ -153,7 +207,12 @@ def _measure(spec: TensorSpec, references: Sequence[NDArray[Any]], actual: Seque
     return OutputError(
         name=spec.name,
         max_abs_error=worst if math.isfinite(worst) else 1e308,  # JSON has no infinity
-        sqnr_db=round(min(sqnr_db(r, a) for r, a in zip(references, actual, strict=True)), 2),
+        sqnr_db=round(
+            sqnr_db(np.stack(references), np.stack(actual))
+            if pooled
+            else min(sqnr_db(r, a) for r, a in zip(references, actual, strict=True)),
+            2,
+        ),
         top1_agreement=None if agree is None else float(agree.mean()),
     )
 
@@ -283,4 +342,26 @@ def reference_of(artifact: Artifact, model: str | None = None) -> Loaded:
             f"{source} has changed since {artifact.path} was exported from it ({sha256(Path(source))[:12]}…)",
             "Give the file it was exported from, or export again.",
         )
-    return replace(loaded, preprocess=manifest.preprocess)
+    return replace(float_model(loaded, trusted=model is not None), preprocess=manifest.preprocess)
+
+
+def float_model(loaded: Loaded, *, trusted: bool = False) -> Loaded:
+    """The float model that an int8 one was made from, `loaded` itself where that is float.
+
+    Raises `BadInput` where its files are gone or changed, or where it is Python code and not `trusted`.
+    """
+    if loaded.quantized is None:
+        return loaded
+    made = loaded.quantized
+    if made.weights.source == "memory" or (runs_code(made.request.model) and not trusted):
+        raise BadInput(
+            f"{loaded.request.model} was quantized from {made.request.model}, which is Python code or gone",
+            f"If you trust that code, name it: --model {made.request.model}",
+        )
+    original = load(made.request)
+    if original.weights.sha256 != made.weights.sha256:
+        raise BadInput(
+            f"{made.request.weights} has changed since {loaded.request.model} was quantized from it",
+            "Give the file it was made from, or quantize again.",
+        )
+    return original

@@ -1,9 +1,6 @@
 """A published checkpoint as one safetensors file under the zoo's own names: converted, checked and written whole."""
 
-import contextlib
 import hashlib
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from edgekit.artifacts import NO_SPACE, disk_errors
+from edgekit.artifacts import write_file
 from edgekit.errors import BadInput
 from edgekit.models import ZOO, create_model, load_weights
 from edgekit.models._weights import OWNER, check_owner, read_checkpoint
@@ -62,7 +59,7 @@ def import_weights(
     _load(spec, module, load(content), destination)
     if not all(torch.equal(v, written[k]) for k, v in _weights(module).items()):
         raise RuntimeError(f"the converter of {spec.name} changes weights under its own names")
-    _write(destination, content)
+    write_file(destination, content)
     return ImportedWeights(
         model=spec.name,
         path=destination,
@@ -108,28 +105,3 @@ def _check_destination(source: Path, destination: Path, force: bool) -> None:
         )
     if destination.exists() and not force:
         raise BadInput(f"{destination} is there already", "Give another name with -o, or --force to replace it.")
-
-
-def _write(destination: Path, content: bytes) -> None:
-    """All of `content` under the name `destination`, or nothing."""
-    folder = destination.parent
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
-    temporary = folder / f".{destination.name}.{secrets.token_hex(4)}"
-    try:
-        with disk_errors(folder):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                temporary.write_bytes(content)
-                os.replace(temporary, destination)
-            except OSError as error:
-                if error.errno in NO_SPACE:
-                    raise
-                raise BadInput(
-                    f"cannot write {destination}: {error.strerror}", "Give another place with -o."
-                ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        for path in made:  # those that hold something stay
-            with contextlib.suppress(OSError):
-                path.rmdir()

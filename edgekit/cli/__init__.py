@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from edgekit.cli import doctor, evaluate, export, inspect, models, predict, verify, weights
+from edgekit.cli import doctor, evaluate, export, inspect, models, predict, profile, quantize, verify, weights
 from edgekit.errors import EdgekitError
 
 app = typer.Typer(
@@ -24,9 +24,11 @@ app = typer.Typer(
 )
 app.command("models")(models.models)
 app.command("export")(export.export)
+app.command("quantize")(quantize.quantize)
 app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("profile")(profile.profile)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.add_typer(weights.app, name="weights")

@@ -10,6 +10,34 @@ from edgekit.types import Shape
 MODEL = typer.Option(
     None, "-m", "--model", help="The model an artifact was exported from. Needed where that is Python code, which runs."
 )
+WEIGHTS = typer.Option(None, "-w", "--weights", help="A .safetensors or .pth file with the model's weights.")
+NUM_CLASSES = typer.Option(None, "--num-classes", min=1, help="Size of the classifier.")
+LABELS = typer.Option(None, "--labels", help="A text file with one label a line.")
+IMAGE_SIZE = typer.Option(None, "--image-size", "--imgsz", min=1, help="Height and width of the input.")
+INPUT_SHAPE = typer.Option([], "--input-shape", help="Such as 1,3,224,224; once for each input.")
+BATCH_SIZE = typer.Option(1, "--batch-size", min=1, help="Images in a batch; shapes are static.")
+MEAN = typer.Option(None, "--mean", help="Of pixels / 255, by channel: 0.485,0.456,0.406.")
+STD = typer.Option(None, "--std", help="Of pixels / 255, by channel: 0.229,0.224,0.225.")
+FEATURES_ONLY = typer.Option(
+    False, "--features-only", help="Stage outputs in place of logits, of a model of the zoo: a backbone."
+)
+CALIBRATION = typer.Option(
+    None, "--calibration", help="Photos for int8, like those the model will see: a folder, .npz or .tar."
+)
+NUM_CALIBRATION_SAMPLES = typer.Option(128, "--num-calibration-samples", min=1, help="How many of them are used.")
+RANGE_ESTIMATOR = typer.Option(
+    "mse", "--range-estimator", help="Of activations: mse (least squared error), minmax or percentile (99.99)."
+)
+BIAS_CORRECTION = typer.Option(
+    "full", "--bias-correction", help="full (each layer behind the corrected ones before it), fast (by itself) or none."
+)
+SMOOTH_QUANT = typer.Option(
+    False, "--smooth-quant", help="Move the scale of outlying channels from activations into the weights behind them."
+)
+EQUALIZE = typer.Option(False, "--equalize", help="Equalize the ranges of channels across convolutions that follow.")
+KEEP_FLOAT = typer.Option(
+    [], "--keep-float", help="Modules that stay in float: a pattern of their paths, as 'blocks.3.*'; may be repeated."
+)
 JSON = typer.Option(False, "--json", help="Print one JSON document on stdout and nothing else.")
 
 

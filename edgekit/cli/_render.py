@@ -1,6 +1,11 @@
 """Results as lines of text."""
 
+from typing import TYPE_CHECKING
+
 from edgekit.types import Artifact, Delegation, Manifest, Verification
+
+if TYPE_CHECKING:
+    from edgekit.quantizing import QuantizedModel
 
 
 def size(count: int) -> str:
@@ -17,10 +22,10 @@ def artifact_lines(artifact: Artifact) -> list[str]:
     """One line for the artifact, one for its parity, one for its delegation."""
     manifest = artifact.manifest
     head = f"{manifest.target:<11}{manifest.precision:<6}{artifact.seconds:5.1f} s  {artifact.path}"
-    parity = parity_line(manifest.verification[0]) if manifest.verification else "NOT VERIFIED (--no-verify)"
+    parity = [parity_line(v) for v in manifest.verification] or ["NOT VERIFIED (--no-verify)"]
     return [
         f"{head}  {size(artifact.size_bytes)}",
-        f"  parity      {parity}",
+        *(f"  parity      {line}" for line in parity),
         *(f"  {line}" for line in delegation_lines(manifest.delegation)),
     ]
 
@@ -29,9 +34,17 @@ def parity_line(v: Verification) -> str:
     """Max error, SQNR and top-1 agreement against the reference."""
     top1 = "" if v.top1_agreement is None else f" · top-1 {v.top1_agreement:.0%}"
     floor = f"floor {v.min_sqnr_db:g}"
-    return (
-        f"max error {v.max_abs_error:.2g} · SQNR {v.sqnr_db:.1f} dB ({floor}){top1} · {v.samples} inputs · {v.runtime}"
-    )
+    return f"against {v.against}: max error {v.max_abs_error:.2g} · SQNR {v.sqnr_db:.1f} dB ({floor}){top1} · {v.samples} inputs · {v.runtime}"
+
+
+def quantized_lines(made: "QuantizedModel") -> list[str]:
+    """The file, what it was made of, and the next command."""
+    q = made.quantized
+    return [
+        f"{q.name} in {q.scheme}  {made.path}  {size(made.path.stat().st_size)}",
+        f"  calibration {q.calibration.samples} photos of {q.calibration.source}, seed {q.calibration.seed}",
+        f"Next: edgekit export -m {made.path} -t all",
+    ]
 
 
 def delegation_lines(d: Delegation) -> list[str]:

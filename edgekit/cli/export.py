@@ -4,7 +4,25 @@ from pathlib import Path
 
 import typer
 
-from edgekit.cli._options import JSON
+from edgekit.cli._options import (
+    BATCH_SIZE,
+    BIAS_CORRECTION,
+    CALIBRATION,
+    EQUALIZE,
+    FEATURES_ONLY,
+    IMAGE_SIZE,
+    INPUT_SHAPE,
+    JSON,
+    KEEP_FLOAT,
+    LABELS,
+    MEAN,
+    NUM_CALIBRATION_SAMPLES,
+    NUM_CLASSES,
+    RANGE_ESTIMATOR,
+    SMOOTH_QUANT,
+    STD,
+    WEIGHTS,
+)
 
 
 def export(
@@ -15,18 +33,25 @@ def export(
     target: str = typer.Option(
         "all", "-t", "--target", "--format", help="coreml, executorch, tflite, onnx, a comma-separated list, or all."
     ),
-    precision: str = typer.Option("fp32", "-p", "--precision", help="fp32 or fp16."),
-    weights: str = typer.Option(None, "-w", "--weights", help="A .safetensors or .pth file with the model's weights."),
-    num_classes: int = typer.Option(None, "--num-classes", min=1, help="Size of the classifier."),
-    labels: str = typer.Option(None, "--labels", help="A text file with one label a line."),
-    image_size: int = typer.Option(None, "--image-size", "--imgsz", min=1, help="Height and width of the input."),
-    input_shape: list[str] = typer.Option([], "--input-shape", help="Such as 1,3,224,224; once for each input."),  # noqa: B008
-    batch_size: int = typer.Option(1, "--batch-size", min=1, help="Images in a batch; shapes are static."),
-    mean: str = typer.Option(None, "--mean", help="Of pixels / 255, by channel: 0.485,0.456,0.406."),
-    std: str = typer.Option(None, "--std", help="Of pixels / 255, by channel: 0.229,0.224,0.225."),
-    features_only: bool = typer.Option(
-        False, "--features-only", help="Stage outputs in place of logits, of a model of the zoo: a backbone."
+    precision: str = typer.Option(
+        None, "-p", "--precision", help="fp32 (the default), fp16, int8, int8-dynamic, int8-weight or int4-weight."
     ),
+    weights: str = WEIGHTS,
+    num_classes: int = NUM_CLASSES,
+    labels: str = LABELS,
+    image_size: int = IMAGE_SIZE,
+    input_shape: list[str] = INPUT_SHAPE,
+    batch_size: int = BATCH_SIZE,
+    mean: str = MEAN,
+    std: str = STD,
+    features_only: bool = FEATURES_ONLY,
+    calibration: str = CALIBRATION,
+    num_calibration_samples: int = NUM_CALIBRATION_SAMPLES,
+    range_estimator: str = RANGE_ESTIMATOR,
+    bias_correction: str = BIAS_CORRECTION,
+    smooth_quant: bool = SMOOTH_QUANT,
+    equalize: bool = EQUALIZE,
+    keep_float: list[str] = KEEP_FLOAT,
     seed: int = typer.Option(0, "--seed", help="For weights where none are given, and for test inputs."),
     verify: bool = typer.Option(
         True, "--verify/--no-verify", help="Prove that the artifact computes what the model computes."
@@ -45,6 +70,7 @@ def export(
     with terminal(context.obj) as screen:
         from edgekit import pipeline
         from edgekit.artifacts import manifest_json
+        from edgekit.types import QuantizationOptions
 
         failure: PartialFailure | None = None
         with screen.progress() as step:
@@ -62,6 +88,15 @@ def export(
                     mean=parse_numbers("--mean", mean),
                     std=parse_numbers("--std", std),
                     features_only=features_only,
+                    calibration=calibration,
+                    num_calibration_samples=num_calibration_samples,
+                    options=QuantizationOptions(
+                        range_estimator=range_estimator,
+                        bias_correction=bias_correction,
+                        smooth_quant=smooth_quant,
+                        equalize=equalize,
+                        keep_float=tuple(keep_float),
+                    ),
                     seed=seed,
                     verify=verify,
                     min_sqnr=min_sqnr,

@@ -22,6 +22,8 @@ from edgekit.graph.movements import drop_expands, explicit_gathers, explicit_mov
 from edgekit.graph.noops import drop_noops
 from edgekit.graph.permutes import merge_layouts, merge_permutes
 from edgekit.graph.pools import explicit_strides, floor_pools, padded_pools, spatial_maxima, spatial_means
+from edgekit.graph.quantized import drop_clamps
+from edgekit.graph.quantized_integers import flat_linears, integer_biases, integer_moves, unsigned_activations
 from edgekit.graph.reductions import line_maxima, line_sums, plain_norms
 from edgekit.graph.softmaxes import last_softmaxes, short_softmaxes
 from edgekit.graph.views import cropping_pads, reshape_views, slice_selects
@@ -44,8 +46,13 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         fold_constants, reshape_views, drop_noops, fold_batch_norms, explicit_gathers, batched_matmul, spatial_means,
         merge_layouts, drop_unused,
     ),
+    # Before quantization, the same for all: what a scale would stand in the way of later.
+    "int8": (
+        fold_constants, reshape_views, drop_noops, fold_batch_norms, spatial_means, drop_unused,
+    ),
     "onnx": (
-        fold_constants, reshape_views, drop_noops, fold_batch_norms, cropping_pads, short_softmaxes, merge_permutes,
+        fold_constants, reshape_views, drop_noops, fold_batch_norms, drop_clamps, unsigned_activations, flat_linears,
+        integer_biases, integer_moves, cropping_pads, short_softmaxes, merge_permutes,
         transposed_products, merge_layouts, drop_unused,
     ),
 }  # fmt: skip

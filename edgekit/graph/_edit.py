@@ -120,13 +120,16 @@ class Editor:
         if returned and (new.op == "placeholder" or any(user.op == "output" for user in new.users)):
             return
         old.replace_all_uses_with(new)
-        # The names of a program's outputs are part of its signature.
-        for spec in self._signature.output_specs:
-            if isinstance(spec.arg, TensorArgument) and spec.arg.name == old.name:
-                spec.arg.name = new.name
+        self.rename_output(old, new)
         # At once and by hand: dead-code elimination keeps whatever could draw random numbers, as dropout could.
         self.graph.erase_node(old)
         self.fired += 1
+
+    def rename_output(self, old: Node, new: Node) -> None:
+        """The names of a program's outputs are part of its signature."""
+        for spec in self._signature.output_specs:
+            if isinstance(spec.arg, TensorArgument) and spec.arg.name == old.name:
+                spec.arg.name = new.name
 
     def refuse(self, node: Node, reason: str) -> None:
         """Note why a rule cannot fire at the node it is meant for: a target reports it with what it leaves out.

@@ -81,6 +81,8 @@ def _is_pure(node: Node) -> bool:
         return True
     if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
         return False
+    if node.target.namespace == "quantized_decomposed":
+        return False  # an int8 constant is stored as it is, with the operation that widens it
     random = torch.Tag.nondeterministic_seeded in node.target.tags
     return not random and "empty" not in node.target._schema.name
 

@@ -2,7 +2,7 @@
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from edgekit.errors import MissingDependency, UnknownName, Unsupported
+from edgekit.quantization.weight_only import WeightScheme
 from edgekit.types import Delegation, OpCount, TensorSpec
 
 Arrays = list[NDArray[Any]]
@@ -25,6 +26,13 @@ PRECISIONS: Mapping[str, str] = {
     "fp16": "fp16",
     "float16": "fp16",
     "half": "fp16",
+    "int8": "int8",
+    "w8a8": "int8",
+    "int8-dynamic": "int8-dynamic",
+    "int8-weight": "int8-weight",
+    "w8": "int8-weight",
+    "int4-weight": "int4-weight",
+    "w4": "int4-weight",
 }
 
 
@@ -52,20 +60,25 @@ class Target(ABC):
     """Dtypes that inputs and outputs cannot have in this runtime, and what it has instead."""
     precisions: Mapping[str, str]
     """Precision → what it means in this runtime."""
+    schemes: Mapping[str, WeightScheme] = MappingProxyType({})
+    """Precision → which weights it rounds, for the precisions that round weights alone."""
 
     @property
     @abstractmethod
     def runtime(self) -> str:
         """What runs the artifact on this host, for the report of a verification."""
 
-    def check(self, precision: str) -> None:
-        """Raises `Unsupported` with what is possible, before any slow work."""
-        if precision not in self.precisions:
-            possible = ", ".join(self.precisions)
-            raise Unsupported(
-                f"{self.name} has no precision {precision!r}",
-                f"It has {possible}: --precision {next(iter(self.precisions))}",
-            )
+    def check(self, precision: str, targets: Iterable["Target"] = ()) -> None:
+        """Raises `Unsupported` with what is possible, here and in which of `targets`, before any slow work."""
+        if precision in self.precisions:
+            return
+        able = [t.name for t in targets if precision in t.precisions]
+        have = f"; {', '.join(able)} {'has' if len(able) == 1 else 'have'} it" if able else ""
+        elsewhere = f"Type -t {','.join(able)} for {precision}. " if able else ""
+        raise Unsupported(
+            f"{self.name} has no precision {precision!r}{have}",
+            f"{elsewhere}{self.name} has {', '.join(self.precisions)}: --precision {next(iter(self.precisions))}",
+        )
 
     def require(self) -> None:
         """Import what lowering and running need; raises `MissingDependency` with the pip line."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from edgekit.graph import rewrite
+from edgekit.quantization.weight_only import EVERY, LINEAR, WeightScheme
 from edgekit.targets import mil
 from edgekit.targets._base import Arrays, Runner, Target
 from edgekit.targets.coreml_package import convert, package_runner
@@ -28,6 +29,14 @@ class CoreML(Target):
     precisions: Mapping[str, str] = {
         "fp32": "float32 weights and compute",
         "fp16": "float16 weights and compute, float32 input and output",
+        "int8": "8-bit weights and activations; iOS 17; the rest in float32",
+        "int8-weight": "8-bit weights, the rest as in fp16; iOS 17",
+        "int4-weight": "4-bit weights of linears, 8-bit ones of convolutions, the rest as in fp16; iOS 18",
+    }
+
+    schemes: Mapping[str, WeightScheme] = {
+        "int8-weight": WeightScheme(int8=EVERY),
+        "int4-weight": WeightScheme(int8=EVERY, int4=frozenset({LINEAR})),
     }
 
     @property

@@ -25,6 +25,7 @@ from torch.export import ExportedProgram
 from edgekit.errors import LoweringFailed
 from edgekit.graph.capture import source_line
 from edgekit.programs import user_inputs
+from edgekit.targets import coreml_compression
 from edgekit.targets._diagnosis import cannot_lower, cannot_lower_graph
 from edgekit.targets._graph import sources
 
@@ -41,7 +42,9 @@ def convert(
     input_names: list[str],
     output_names: list[str],
 ) -> None:
-    """Write `program` as an ML program for iOS 17 at `package`, which must not exist yet and end in .mlpackage.
+    """Write `program` as an ML program at `package`, which must not exist yet and end in .mlpackage.
+
+    It is for iOS 17, with 4-bit weights for iOS 18.
 
     Inputs and outputs carry the names given, in the program's order. Floating point ones are float32 whatever the
     precision: from iOS 16 on coremltools would make them float16 in an fp16 model, and then no manifest could serve
@@ -140,6 +143,7 @@ def _converted(
     """Run coremltools, which writes `package`; returns the model's protobuf."""
     import coremltools as ct
 
+    integers = precision in coreml_compression.PRECISIONS
     model = ct.convert(
         program,
         inputs=[
@@ -150,12 +154,15 @@ def _converted(
             ct.TensorType(name=name, dtype=_boundary_type(value))
             for name, value in zip(output_names, _user_outputs(program), strict=True)
         ],
-        minimum_deployment_target=ct.target.iOS17,
+        minimum_deployment_target=ct.target.iOS18 if precision == "int4-weight" else ct.target.iOS17,
         convert_to="mlprogram",
-        compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+        compute_precision=ct.precision.FLOAT16 if precision == "fp16" or integers else ct.precision.FLOAT32,
         skip_model_load=True,
-        package_dir=str(package),
+        package_dir=None if integers else str(package),
     )
+    if integers:
+        model = coreml_compression.compress(model)
+        model.save(str(package))
     return model.get_spec()
 
 

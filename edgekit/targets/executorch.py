@@ -18,10 +18,15 @@ from edgekit.errors import LoweringFailed
 from edgekit.graph import rewrite
 from edgekit.graph._edit import REFUSAL
 from edgekit.graph.half import to_half
+from edgekit.quantization.weight_only import DEPTHWISE, EVERY, LINEAR, WeightScheme
+from edgekit.targets import executorch_compression
 from edgekit.targets._base import Arrays, Runner, Target, need
 from edgekit.targets._diagnosis import cannot_lower, explain
 from edgekit.targets._graph import op_name, sample_inputs, sources
 from edgekit.types import Delegation, FallbackOp, OpCount, TensorSpec
+
+_INTEGER = EVERY - {DEPTHWISE}
+_FLOAT_DEPTHWISE = "XNNPACK has no depthwise convolution that quantizes its input as it runs"
 
 
 @final
@@ -36,6 +41,14 @@ class Executorch(Target):
     precisions: Mapping[str, str] = {
         "fp32": "float32 weights and compute",
         "fp16": "float16 compute, float32 input and output; its XNNPACK backend stores convolution weights in float32",
+        "int8": "8-bit weights and activations, computed in integers; float32 input and output",
+        "int8-dynamic": "8-bit weights; linears and convolutions but depthwise ones quantize their input as they run",
+        "int4-weight": "as int8-dynamic, with 4-bit weights of linears",
+    }
+
+    schemes: Mapping[str, WeightScheme] = {
+        "int8-dynamic": WeightScheme(int8=_INTEGER, why_float=_FLOAT_DEPTHWISE),
+        "int4-weight": WeightScheme(int8=_INTEGER, int4=frozenset({LINEAR}), why_float=_FLOAT_DEPTHWISE),
     }
 
     @property
@@ -55,6 +68,8 @@ class Executorch(Target):
         if precision == "fp16":
             program = to_half(program, sample_inputs(program))
         program = rewrite(program, self.name)
+        if precision in executorch_compression.PRECISIONS:
+            program = executorch_compression.integer_products(program)
         with _refusals() as reasons:
             try:
                 edge = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
@@ -80,6 +95,11 @@ class Executorch(Target):
         self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0
     ) -> Runner:
         runtime = need("executorch.runtime", self)
+        if threads:
+            # The pool is the process's: what was loaded with another number of threads must not run after this.
+            pool = need("executorch.extension.pybindings.portable_lib", self)
+            if pool._threadpool_get_thread_count() != threads:
+                pool._unsafe_reset_threadpool(threads)
         method = (
             runtime.Runtime.get().load_program(path, verification=runtime.Verification.Minimal).load_method("forward")
         )

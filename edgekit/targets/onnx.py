@@ -12,6 +12,8 @@ from torch.export import ExportedProgram
 
 from edgekit.graph import rewrite
 from edgekit.graph.half import to_half
+from edgekit.quantization.weight_only import EVERY, LINEAR, WeightScheme
+from edgekit.targets import onnx_compression, onnx_int8
 from edgekit.targets._base import Arrays, Runner, Target, need
 from edgekit.targets._diagnosis import explain
 from edgekit.targets._graph import sample_inputs
@@ -30,6 +32,16 @@ class Onnx(Target):
     precisions: Mapping[str, str] = {
         "fp32": "float32 weights and compute",
         "fp16": "float16 weights and ops, float32 input and output; ONNX Runtime's CPU computes some ops in float32",
+        "int8": "8-bit weights and activations, computed in integers; float32 input and output",
+        "int8-dynamic": "8-bit weights; matrix products quantize what they multiply as they run, the rest is float32",
+        "int8-weight": "8-bit weights, which become float32 when ONNX Runtime loads them",
+        "int4-weight": "4-bit weights of matrix products, 8-bit ones of convolutions, computed in float32",
+    }
+
+    schemes: Mapping[str, WeightScheme] = {
+        "int8-dynamic": WeightScheme(int8=EVERY),
+        "int8-weight": WeightScheme(int8=EVERY),
+        "int4-weight": WeightScheme(int8=EVERY, int4=frozenset({LINEAR})),
     }
 
     @property
@@ -59,6 +71,10 @@ class Onnx(Target):
             assert exported is not None
             model = exported.model_proto
             _strip(model)
+            if precision in onnx_compression.PRECISIONS:
+                onnx_compression.compress(onnx, model, precision)
+            if precision == "int8":
+                onnx_int8.fuse(onnx, model)
             onnx.checker.check_model(model)
         except Exception as error:  # torch.onnx wraps what it meets in several types, the cause last
             raise explain(self, program, error) from error

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, final
 
 import numpy as np
@@ -17,6 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from edgekit.errors import MissingDependency
 from edgekit.graph import rewrite
+from edgekit.graph.quantized import float_weights
+from edgekit.quantization.weight_only import EVERY, LINEAR, WeightScheme
+from edgekit.targets import tflite_compression
 from edgekit.targets._base import Arrays, Runner, Target, need
 from edgekit.targets._diagnosis import explain
 from edgekit.targets._graph import sample_inputs
@@ -56,7 +60,20 @@ class Tflite(Target):
     precisions: Mapping[str, str] = {
         "fp32": "float32 weights and compute",
         "fp16": "float16 weights, computed in float32 on a CPU and in float16 on a GPU; float32 input and output",
+        "int8": "8-bit weights and activations, computed in integers; float32 input and output",
+        "int8-dynamic": "8-bit weights; linears and convolutions but depthwise ones quantize their input as they run",
+        "int8-weight": "8-bit weights, computed in float32",
+        "int4-weight": "as int8-dynamic, with 4-bit weights of linears",
     }
+
+    schemes: Mapping[str, WeightScheme] = {
+        "int8-dynamic": WeightScheme(int8=EVERY),
+        "int8-weight": WeightScheme(int8=EVERY),
+        "int4-weight": WeightScheme(int8=EVERY, int4=frozenset({LINEAR})),
+    }
+
+    def require_runtime(self) -> None:
+        _runtime(self)
 
     def io(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         return tuple(
@@ -83,10 +100,17 @@ class Tflite(Target):
             x.permute(0, 2, 3, 1).contiguous() if image else x
             for x, image in zip(sample_inputs(program), images, strict=True)
         )
+        quantized = precision == "int8"
+        if quantized:
+            program = float_weights(program)
         try:
-            converted = litert_torch.convert(_ChannelsLast(program.module(), images), samples).model_content()
+            converted = litert_torch.convert(
+                _ChannelsLast(program.module(), images), samples, quant_config=_static(self) if quantized else None
+            ).model_content()
         except Exception as error:  # the converter raises plain RuntimeError and MLIR errors
             raise explain(self, program, error) from error
+        if precision in tflite_compression.PRECISIONS:
+            converted = tflite_compression.compress(self, converted, precision)
         path.write_bytes(converted)  # its own writer ends the process on a full disk
         if precision == "fp16":
             _halve_weights(self, path)
@@ -139,13 +163,25 @@ class Tflite(Target):
         )
 
 
+def _static(target: Target) -> Any:
+    """What tells the converter that a graph's quantize nodes are meant for int8 kernels."""
+    quantizer = need("litert_torch.quantize.pt2e_quantizer", target)
+    config = quantizer.get_symmetric_quantization_config(is_per_channel=True)
+    return need("litert_torch.quantize.quant_config", target).QuantConfig(
+        pt2e_quantizer=quantizer.PT2EQuantizer().set_global(config)
+    )
+
+
 def _interpreter(target: Target, path: Path, threads: int) -> Any:
+    return _runtime(target).Interpreter(model_path=str(path), num_threads=threads or None)
+
+
+def _runtime(target: Target) -> ModuleType:
     for name in RUNTIMES:
         try:
-            module = importlib.import_module(name)
+            return importlib.import_module(name)
         except ImportError:
             continue
-        return module.Interpreter(model_path=str(path), num_threads=threads or None)
     raise MissingDependency("ai-edge-litert", f"target {target.name}", target.extra)
 
 

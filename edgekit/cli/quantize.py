@@ -1,0 +1,96 @@
+"""`edgekit quantize`."""
+
+import typer
+
+from edgekit.cli._options import (
+    BATCH_SIZE,
+    BIAS_CORRECTION,
+    CALIBRATION,
+    EQUALIZE,
+    FEATURES_ONLY,
+    IMAGE_SIZE,
+    INPUT_SHAPE,
+    JSON,
+    KEEP_FLOAT,
+    LABELS,
+    MEAN,
+    NUM_CALIBRATION_SAMPLES,
+    NUM_CLASSES,
+    RANGE_ESTIMATOR,
+    SMOOTH_QUANT,
+    STD,
+    WEIGHTS,
+)
+
+
+def quantize(
+    context: typer.Context,
+    model: str = typer.Option(
+        ..., "-m", "--model", help="Zoo name, file.py:callable, package.module:callable or file.pt2."
+    ),
+    scheme: str = typer.Option("int8", "--scheme", help="int8 (or w8a8): 8-bit weights and activations."),
+    weights: str = WEIGHTS,
+    num_classes: int = NUM_CLASSES,
+    labels: str = LABELS,
+    image_size: int = IMAGE_SIZE,
+    input_shape: list[str] = INPUT_SHAPE,
+    batch_size: int = BATCH_SIZE,
+    mean: str = MEAN,
+    std: str = STD,
+    features_only: bool = FEATURES_ONLY,
+    calibration: str = CALIBRATION,
+    num_calibration_samples: int = NUM_CALIBRATION_SAMPLES,
+    range_estimator: str = RANGE_ESTIMATOR,
+    bias_correction: str = BIAS_CORRECTION,
+    smooth_quant: bool = SMOOTH_QUANT,
+    equalize: bool = EQUALIZE,
+    keep_float: list[str] = KEEP_FLOAT,
+    seed: int = typer.Option(0, "--seed", help="Of the choice of photos, and of weights where none are given."),
+    out: str = typer.Option(..., "-o", "--out", help="The .pt2 file to write: `edgekit export -m` takes it."),
+    force: bool = typer.Option(False, "--force", help="Replace the file if it is there already."),
+    as_json: bool = JSON,
+) -> None:
+    """Quantize a model once, into a .pt2 file that exports to every runtime with the same numbers."""
+    from dataclasses import asdict
+
+    from edgekit.cli._options import parse_numbers, parse_shape
+    from edgekit.cli._render import quantized_lines
+    from edgekit.cli._terminal import terminal
+
+    with terminal(context.obj) as screen:
+        from edgekit import quantizing
+        from edgekit.types import QuantizationOptions
+
+        with screen.progress() as step:
+            made = quantizing.quantize(
+                model,
+                out,
+                scheme=scheme,
+                calibration=calibration,
+                num_calibration_samples=num_calibration_samples,
+                options=QuantizationOptions(
+                    range_estimator=range_estimator,
+                    bias_correction=bias_correction,
+                    smooth_quant=smooth_quant,
+                    equalize=equalize,
+                    keep_float=tuple(keep_float),
+                ),
+                weights=weights,
+                num_classes=num_classes,
+                labels=labels,
+                image_size=image_size,
+                input_shape=[parse_shape(s) for s in input_shape],
+                batch_size=batch_size,
+                mean=parse_numbers("--mean", mean),
+                std=parse_numbers("--std", std),
+                features_only=features_only,
+                seed=seed,
+                force=force,
+                on_step=step,
+            )
+        for note in made.quantized.notes:
+            screen.note(note)
+        if as_json:
+            screen.json({"path": str(made.path), **asdict(made.quantized)})
+        else:
+            screen.print("\n".join(quantized_lines(made)))

@@ -1,0 +1,4 @@
+"""Quantization: which operations run in int8, with which scales, and what that does to the numbers."""
+
+from edgekit.quantization.ptq import prepare as prepare
+from edgekit.quantization.ptq import quantize as quantize

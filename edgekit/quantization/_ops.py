@@ -1,0 +1,64 @@
+"""The operations of a captured graph as quantization sees them, and the nodes that a Q/DQ program is made of."""
+
+import fnmatch
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
+from torch.fx import Node
+
+from edgekit.graph._edit import Editor, argument, value
+
+_aten = torch.ops.aten
+_qd = torch.ops.quantized_decomposed
+
+QUANTIZE = _qd.quantize_per_tensor.default
+DEQUANTIZE = _qd.dequantize_per_tensor.default
+DEQUANTIZE_WEIGHT = _qd.dequantize_per_channel.default
+QMIN, QMAX = -128, 127
+WEIGHT_QMAX = 127
+
+# Multiply by constant weights: what int8 is for.
+COMPUTE = (_aten.conv2d.default, _aten.linear.default)
+# A kernel clamps its result for nothing.
+CLAMPS = (
+    _aten.relu.default, _aten.relu_.default, _aten.relu6.default, _aten.hardtanh.default, _aten.hardtanh_.default,
+    _aten.clamp.default,
+)  # fmt: skip
+ARITHMETIC = (_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor)
+MEANS = (_aten.mean.dim,)
+CAT = _aten.cat.default
+# Values move or are chosen, none is computed: the result has the scale of the operand.
+MOVES = (
+    _aten.reshape.default, _aten.view.default, _aten.permute.default, _aten.transpose.int, _aten.slice.Tensor,
+    _aten.flatten.using_ints, _aten.unsqueeze.default, _aten.squeeze.dim, _aten.max_pool2d.default,
+    _aten.constant_pad_nd.default, _aten.pad.default,
+)  # fmt: skip
+
+
+def tensor_operands(node: Node) -> list[Node]:
+    """The operands of `node` that hold activations or constants of float type."""
+    return [n for n in node.all_input_nodes if (v := value(n)) is not None and v.dtype == torch.float32]
+
+
+def weight_of(editor: Editor, node: Node) -> torch.Tensor | None:
+    """The constant weight of a convolution or linear; None where it is computed, or the node is something else."""
+    if node.target not in COMPUTE:
+        return None
+    return editor.constant_value(node.args[1])
+
+
+def bias_of(editor: Editor, node: Node) -> torch.Tensor | None:
+    """The constant bias of a convolution or linear, or None."""
+    return editor.constant_value(argument(node, 2, "bias"))
+
+
+def module_path(node: Node) -> str:
+    """The path of the innermost module that a node came from: "blocks.3.conv"."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def matches(node: Node, patterns: tuple[str, ...]) -> bool:
+    """Whether the node's module, or one around it, is named by a pattern of the shell."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return any(fnmatch.fnmatchcase(str(path), p) for path, _ in stack.values() for p in patterns if path)

@@ -1,0 +1,117 @@
+"""Bias correction: what quantization adds to a channel's mean is taken off again, and biases become int32.
+
+    b_c ← b_c + E[y_c] − E[ŷ_c]            y of the float layer, ŷ of the quantized one (Nagel et al. 2019, section 4.2)
+
+`fast` takes the error of each layer's own weights on float inputs, in one pass over the float program. `full` takes the
+error of what really arrives there, layer after layer, each behind the corrections of those before it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from edgekit.graph._edit import Editor, argument
+from edgekit.quantization._execution import Values, Walk
+from edgekit.quantization._ops import COMPUTE, DEQUANTIZE, DEQUANTIZE_WEIGHT
+
+METHODS = ("none", "fast", "full")
+Samples = Sequence[Sequence[Tensor]]
+
+
+def correct_biases(
+    program: ExportedProgram, quantized: ExportedProgram, samples: Samples, method: str
+) -> ExportedProgram:
+    """`quantized` with biases in int32 steps, corrected towards `program`, the float program it was made from."""
+    shifts: dict[str, Tensor] = {}
+    if method == "fast":
+        shifts = _local_shifts(program, quantized, samples)
+    elif method == "full":
+        shifts = _sequential_shifts(program, quantized, samples)
+    return _with_biases(quantized, shifts)
+
+
+def _channel_means(node: Node, values: Values) -> Tensor:
+    """The mean of each output channel over all samples: dimension 1 of a convolution, the last of a linear."""
+    channel = 1 if node.target is torch.ops.aten.conv2d.default else -1
+    return torch.stack([v.double().movedim(channel, 0).flatten(1).mean(1) for v in values]).mean(0).float()
+
+
+def _compute_nodes(quantized: ExportedProgram) -> dict[str, Node]:
+    return {n.name: n for n in quantized.graph.nodes if is_quantized(n)}
+
+
+def is_quantized(node: Node) -> bool:
+    """Whether a node is a convolution or linear with an int8 weight and input."""
+    if node.op != "call_function" or node.target not in COMPUTE:
+        return False
+    source, weight = node.args[:2]
+    return isinstance(source, Node) and source.target is DEQUANTIZE and weight.target is DEQUANTIZE_WEIGHT  # type: ignore[union-attr]
+
+
+def _sequential_shifts(program: ExportedProgram, quantized: ExportedProgram, samples: Samples) -> dict[str, Tensor]:
+    nodes = _compute_nodes(quantized)
+    expected: dict[str, Tensor] = {}
+
+    def see(node: Node, values: Values) -> None:
+        if node.name in nodes:
+            expected[node.name] = _channel_means(node, values)
+
+    Walk(program, samples).run(see)
+    shifts: dict[str, Tensor] = {}
+
+    def correct(node: Node, values: Values) -> None:
+        if node.name in nodes:
+            shift = expected[node.name] - _channel_means(node, values)
+            shifts[node.name] = shift
+            along = shift[:, None, None] if node.target is torch.ops.aten.conv2d.default else shift
+            for v in values:
+                v += along
+
+    Walk(quantized, samples).run(correct)
+    return shifts
+
+
+def _local_shifts(program: ExportedProgram, quantized: ExportedProgram, samples: Samples) -> dict[str, Tensor]:
+    rounded = {name: _dequantized_weight(quantized, node) for name, node in _compute_nodes(quantized).items()}
+    shifts: dict[str, Tensor] = {}
+    walk = Walk(program, samples)
+
+    def see(node: Node, values: Values) -> None:
+        if node.name not in rounded:
+            return
+        error = walk.values(node.args[1])[0] - rounded[node.name]  # type: ignore[index]
+        rest = node.args[3:] if len(node.args) > 3 else ()
+        sources = walk.values(node.args[0])  # type: ignore[index]
+        shifts[node.name] = _channel_means(node, [node.target(x, error, None, *rest) for x in sources])  # type: ignore[operator]
+
+    walk.run(see)
+    return shifts
+
+
+def _dequantized_weight(quantized: ExportedProgram, node: Node) -> Tensor:
+    walk = Walk(quantized, [()])
+    dequantize = node.args[1]
+    values = [walk.compute(n)[0] for n in dequantize.all_input_nodes]  # type: ignore[union-attr]
+    return dequantize.target(*values, *dequantize.args[3:])  # type: ignore[union-attr, operator]
+
+
+def _with_biases(quantized: ExportedProgram, shifts: dict[str, Tensor]) -> ExportedProgram:
+    """Every quantized layer with a bias that is a whole number of steps of input scale x weight scale."""
+    editor = Editor(quantized)
+    for node in [n for n in editor.graph.nodes if is_quantized(n)]:
+        bias = editor.constant_value(argument(node, 2, "bias"))
+        scales = editor.constant_value(node.args[1].args[1])
+        assert scales is not None
+        shift = shifts.get(node.name)
+        if bias is None and shift is None:
+            continue
+        total = sum(t.detach() for t in (bias, shift) if t is not None)
+        step = scales * node.args[0].args[1]
+        steps = (total / step).double().round().clamp(-(2**31), 2**31 - 1)
+        node.args = (*node.args[:2], editor.constant((steps * step).float()), *node.args[3:])
+        editor.fired += 1
+    editor.drop_unused()
+    return editor.finish()

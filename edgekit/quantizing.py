@@ -1,0 +1,158 @@
+"""A float model and photos become an int8 model, in memory or as a `.pt2` file that every export starts from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import nn
+
+from edgekit.artifacts import write_file
+from edgekit.calibration import calibration_set
+from edgekit.errors import BadInput, UnknownName, Unsupported
+from edgekit.loading import Loaded, load
+from edgekit.programs import quantized_bytes
+from edgekit.quantization import quantize as quantize_program
+from edgekit.types import ModelRequest, QuantizationOptions, Quantized, Shape, Step
+from edgekit.verification import golden_of
+
+SCHEMES = {"int8": "int8", "w8a8": "int8"}
+_PHOTOS = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedModel:
+    """A `.pt2` file with an int8 program, and how it was made."""
+
+    path: Path
+    quantized: Quantized
+
+
+def quantize(
+    model: str | nn.Module,
+    out: str | Path,
+    *,
+    scheme: str = "int8",
+    calibration: str | Path | None = None,
+    num_calibration_samples: int = 128,
+    options: QuantizationOptions = QuantizationOptions(),  # noqa: B008 (frozen)
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    labels: str | Path | None = None,
+    image_size: int | None = None,
+    input_shape: Sequence[Shape] = (),
+    batch_size: int = 1,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    features_only: bool = False,
+    seed: int = 0,
+    force: bool = False,
+    on_step: Step | None = None,
+) -> QuantizedModel:
+    """Quantize `model` with the photos at `calibration` and write it to `out`, a `.pt2` file for `export`.
+
+    The file holds the program with its integers, the preprocessing, the labels, and the float model's answers to the
+    golden inputs. Raises an `EdgekitError`; an existing file is only replaced with `force`.
+    """
+    if scheme not in SCHEMES:
+        raise UnknownName("scheme", scheme, SCHEMES)
+    path = Path(out)
+    if path.suffix != ".pt2":
+        raise BadInput(f"-o {path} is not a .pt2 file", f"Type -o {path.with_suffix('.pt2')}")
+    if path.exists() and not force:
+        raise BadInput(f"{path} exists already", "Replace it with --force, or give another file with -o.")
+    request = ModelRequest(
+        model=model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
+        weights=None if weights is None else str(weights),
+        num_classes=num_classes,
+        image_size=image_size,
+        input_shape=tuple(tuple(s) for s in input_shape),
+        batch_size=batch_size,
+        seed=seed,
+        labels=None if labels is None else str(labels),
+        mean=tuple(mean),
+        std=tuple(std),
+        features_only=features_only,
+    )
+    loaded = load(request, None if isinstance(model, str) else model)
+    made = with_precision(loaded, SCHEMES[scheme], calibration, num_calibration_samples, options, on_step)
+    assert made.quantized is not None
+    write_file(path, quantized_bytes(made.program, made.quantized, made.float_outputs))
+    return QuantizedModel(path=path, quantized=made.quantized)
+
+
+def with_precision(
+    loaded: Loaded,
+    precision: str | None,
+    calibration: str | Path | None,
+    num_calibration_samples: int,
+    options: QuantizationOptions,
+    on_step: Step | None = None,
+) -> Loaded:
+    """`loaded`, in int8 where that is the precision asked for; what is int8 already stays as it is.
+
+    Raises `BadInput` where int8 has nothing to be calibrated with, or a model in int8 is asked to be something else.
+    """
+    if loaded.quantized is not None:
+        return _as_quantized(loaded, precision, calibration, num_calibration_samples, options)
+    if precision != "int8":
+        if calibration is not None:
+            raise BadInput(f"--calibration is for int8, not {precision or 'fp32'}", "Add --precision int8.")
+        return loaded
+    if calibration is None:
+        raise BadInput(
+            "int8 needs photos to calibrate the ranges of its activations with",
+            "Give 32 or more like those the model will see: --calibration PATH (a folder, .npz or .tar).",
+        )
+    if str(calibration) == "synthetic":
+        raise Unsupported(
+            "calibration without photos is not in this version", "Give photos: --calibration PATH, 32 or more."
+        )
+    photos = calibration_set(
+        loaded, Path(calibration), samples=num_calibration_samples, seed=loaded.request.seed, on_step=on_step
+    )
+    program = quantize_program(loaded.program, photos.samples, options, on_step)
+    quantized = Quantized(
+        scheme=precision,
+        name=loaded.name,
+        request=loaded.request,
+        weights=loaded.weights,
+        calibration=photos.record,
+        options=options,
+        preprocess=loaded.preprocess,
+        labels=loaded.labels,
+        notes=(*loaded.notes, *(f"calibration: {text}" for text in photos.warnings)),
+        edgekit=version("edgekit"),
+    )
+    return replace(
+        loaded,
+        program=program,
+        module=program.module(),
+        notes=quantized.notes,
+        quantized=quantized,
+        float_outputs=tuple(map(tuple, golden_of(loaded)[1])),
+        photos=photos.samples[:_PHOTOS],
+    )
+
+
+def _as_quantized(
+    loaded: Loaded,
+    precision: str | None,
+    calibration: str | Path | None,
+    num_calibration_samples: int,
+    options: QuantizationOptions,
+) -> Loaded:
+    assert loaded.quantized is not None
+    if precision not in (None, loaded.quantized.scheme):
+        raise BadInput(
+            f"{loaded.request.model} is {loaded.quantized.scheme} already and cannot become {precision}",
+            f"Leave --precision out, or export the float model: -m {loaded.quantized.request.model}",
+        )
+    if options != QuantizationOptions():
+        raise BadInput(
+            f"{loaded.request.model} is quantized already: its options are fixed", "Quantize the float model again."
+        )
+    if calibration is None:
+        return loaded
+    photos = calibration_set(loaded, Path(calibration), samples=num_calibration_samples, seed=loaded.request.seed)
+    return replace(loaded, photos=photos.samples[:_PHOTOS])
