@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import nn
 
@@ -23,18 +24,21 @@ from edgekit.errors import (
     ArtifactDamaged,
     BadInput,
     EdgekitError,
+    EnvironmentProblem,
     GateFailed,
     LoweringFailed,
     PartialFailure,
     UsageError,
 )
 from edgekit.loading import Loaded, load
+from edgekit.profiling import compare
 from edgekit.quantization.weight_only import left_float, quantize_weights, weight_bits
 from edgekit.quantizing import with_precision
 from edgekit.targets import TARGETS, Target, precision_name
 from edgekit.types import (
     Artifact,
     Calibration,
+    Comparison,
     Delegation,
     Manifest,
     ModelRequest,
@@ -43,7 +47,10 @@ from edgekit.types import (
     Step,
     TensorSpec,
 )
-from edgekit.verification import golden_of, in_artifact_layout, simulated, verifications
+from edgekit.verification import float_model, golden_of, in_artifact_layout, simulated, verifications
+
+FASTER = ("int8", "int8-dynamic")
+"""Precisions that promise speed; int8-weight and int4-weight promise size."""
 
 
 def export(
@@ -66,6 +73,7 @@ def export(
     seed: int = 0,
     verify: bool = True,
     min_sqnr: float | None = None,
+    compare_speed: bool = True,
     out: str | Path = "artifacts",
     force: bool = False,
     on_step: Step | None = None,
@@ -74,7 +82,8 @@ def export(
 
     `model` is a zoo name, "file.py:callable", "package.module:callable", a .pt2 file or an nn.Module; `target` a name,
     several, or "all". `precision` is fp32 unless said otherwise, or that of a quantized .pt2. int8 is calibrated with
-    the photos at `calibration`. `features_only` exports a zoo model's stage outputs in place of its logits.
+    the photos at `calibration`, and on the runtimes of this machine its speed is compared with that of fp32, unless
+    `compare_speed` is off. `features_only` exports a zoo model's stage outputs in place of its logits.
     Each artifact is the folder `out`/<name>-<target>-<precision>, written whole or not at all.
     Raises an `EdgekitError`: `GateFailed` when an artifact is not equal enough (nothing is left of it),
     `PartialFailure` when some of several targets failed.
@@ -99,10 +108,13 @@ def export(
     report = on_step or (lambda what, done, total: None)
     total = 1 + len(targets)
     report(f"loading {request.model}", 0, total)
-    loaded = load(request, None if isinstance(model, str) else model)
-    loaded = with_precision(loaded, asked, calibration, num_calibration_samples, options, on_step)
+    original = load(request, None if isinstance(model, str) else model)
+    loaded = with_precision(original, asked, calibration, num_calibration_samples, options, on_step)
     precision = asked or (loaded.quantized.scheme if loaded.quantized else "fp32")
-    job = _Job(request, precision, Path(out), verify, min_sqnr, force)
+    photos = [[x.numpy() for x in photo] for photo in loaded.photos]
+    job = _Job(
+        request, precision, Path(out), verify, min_sqnr, force, simulated(loaded.program, photos if verify else [])
+    )
     golden = golden_of(loaded)
     _check_labels(loaded, golden)
     for t in targets:
@@ -112,7 +124,11 @@ def export(
     for n, t in enumerate(targets, start=1):
         report(f"{t.title} {precision}", n, total)
         try:
-            done.append(_export_one(loaded, golden, t, job))
+            artifact = _export_one(loaded, golden, t, job)
+            if compare_speed and precision in FASTER:
+                report(f"{t.title}: {precision} against fp32", n, total)
+                artifact = replace(artifact, speed=_speed(original, artifact, t, job))
+            done.append(artifact)
         except EdgekitError as error:
             failed.append((t.name, error))
     report("done", total, total)
@@ -151,6 +167,18 @@ class _Job:
     verify: bool
     min_sqnr: float | None
     force: bool
+    photos: Golden = ([], [])
+
+
+def _speed(original: Loaded, artifact: Artifact, target: Target, job: _Job) -> Comparison | None:
+    """The artifact's time against that of the same model in fp32, run by turns; None where that cannot be measured."""
+    try:
+        loaded = float_model(original)
+        with TemporaryDirectory() as folder:
+            fp32 = replace(job, precision="fp32", out=Path(folder), verify=False, photos=([], []))
+            return compare(_export_one(loaded, golden_of(loaded), target, fp32), artifact)
+    except (UsageError, EnvironmentProblem):  # its float model is gone, or its runtime is not of this machine
+        return None
 
 
 def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Artifact:
@@ -162,13 +190,10 @@ def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Ar
     scheme = target.schemes.get(job.precision)
     program = loaded.program if scheme is None else quantize_weights(loaded.program, scheme)
     floats = loaded.float_outputs if scheme is None else golden[1]
-    photos = (
-        simulated(loaded.program, [[x.numpy() for x in photo] for photo in loaded.photos]) if job.verify else ([], [])
-    )
     if scheme is not None:
         golden = simulated(program, golden[0])
     floats = in_artifact_layout(([], [list(sample) for sample in floats]), inputs, outputs)[1]
-    golden, photos = (in_artifact_layout(g, inputs, outputs) for g in (golden, photos))
+    golden = in_artifact_layout(golden, inputs, outputs)
     with atomic_folder(destination) as folder:
         delegation = target.lower(program, job.precision, folder / f"model{target.suffix}", inputs, outputs)
         write_golden(folder, golden, floats)
@@ -177,7 +202,7 @@ def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Ar
         manifest = _manifest(loaded, target, job, folder, inputs, outputs, delegation)
         write_manifest(folder, manifest)
         if job.verify:
-            manifest = _verified(folder, manifest, job, photos)
+            manifest = _verified(folder, manifest, job, in_artifact_layout(job.photos, inputs, outputs))
             write_manifest(folder, manifest)
         if destination.exists() and not job.force and not same_files(folder, destination):
             raise _exists(destination)

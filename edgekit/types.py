@@ -228,6 +228,7 @@ class Artifact:
     path: Path
     manifest: Manifest
     seconds: float = 0.0
+    speed: "Comparison | None" = None
 
     @property
     def model_path(self) -> Path:

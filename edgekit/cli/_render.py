@@ -27,6 +27,7 @@ def artifact_lines(artifact: Artifact) -> list[str]:
         f"{head}  {size(artifact.size_bytes)}",
         *(f"  parity      {line}" for line in parity),
         *(f"  {line}" for line in delegation_lines(manifest.delegation)),
+        *speed_lines(artifact),
     ]
 
 
@@ -35,6 +36,15 @@ def parity_line(v: Verification) -> str:
     top1 = "" if v.top1_agreement is None else f" · top-1 {v.top1_agreement:.0%}"
     floor = f"floor {v.min_sqnr_db:g}"
     return f"against {v.against}: max error {v.max_abs_error:.2g} · SQNR {v.sqnr_db:.1f} dB ({floor}){top1} · {v.samples} inputs · {v.runtime}"
+
+
+def speed_lines(artifact: Artifact) -> list[str]:
+    """How fast it is against fp32 on this machine, where that was measured."""
+    if artifact.speed is None:
+        return []
+    low, high = artifact.speed.ci95
+    times = f"{1 / artifact.speed.ratio:.2f}x as fast as fp32 ({1 / high:.2f} to {1 / low:.2f})"
+    return [f"  speed       {times}, 1 thread of this machine, by turns"]
 
 
 def quantized_lines(made: "QuantizedModel") -> list[str]:

@@ -23,6 +23,7 @@ from edgekit.cli._options import (
     STD,
     WEIGHTS,
 )
+from edgekit.types import Artifact
 
 
 def export(
@@ -57,6 +58,9 @@ def export(
         True, "--verify/--no-verify", help="Prove that the artifact computes what the model computes."
     ),
     min_sqnr: float = typer.Option(None, "--min-sqnr", help="Floor of the proof in dB (60 for fp32, 35 for fp16)."),
+    compare_speed: bool = typer.Option(
+        True, "--compare-speed/--no-compare-speed", help="Measure int8 against fp32 on the runtimes of this machine."
+    ),
     out: Path = typer.Option(Path("artifacts"), "-o", "--out", help="The folder that gets one folder an artifact."),  # noqa: B008
     force: bool = typer.Option(False, "--force", help="Replace an artifact that is there already."),
     as_json: bool = JSON,
@@ -70,6 +74,7 @@ def export(
     with terminal(context.obj) as screen:
         from edgekit import pipeline
         from edgekit.artifacts import manifest_json
+        from edgekit.profiling import not_faster
         from edgekit.types import QuantizationOptions
 
         failure: PartialFailure | None = None
@@ -100,6 +105,7 @@ def export(
                     seed=seed,
                     verify=verify,
                     min_sqnr=min_sqnr,
+                    compare_speed=compare_speed,
                     out=out,
                     force=force,
                     on_step=step,
@@ -108,8 +114,16 @@ def export(
                 failure, artifacts = error, error.artifacts
         for note in artifacts[0].manifest.notes if artifacts else ():
             screen.note(note)
+        for artifact in artifacts:
+            if artifact.speed and (warning := not_faster(artifact, artifact.speed)):
+                screen.note(warning)
         if as_json:
-            screen.json([{**manifest_json(a.manifest), "path": str(a.path), "seconds": a.seconds} for a in artifacts])
+            screen.json(
+                [
+                    {**manifest_json(a.manifest), "path": str(a.path), "seconds": a.seconds, "speed": _speed(a)}
+                    for a in artifacts
+                ]
+            )
         else:
             for artifact in artifacts:
                 screen.print("\n".join(artifact_lines(artifact)))
@@ -117,3 +131,9 @@ def export(
                 screen.print(next_command(artifacts))
         if failure:
             raise failure
+
+
+def _speed(artifact: Artifact) -> dict[str, object] | None:
+    from dataclasses import asdict
+
+    return asdict(artifact.speed) if artifact.speed else None

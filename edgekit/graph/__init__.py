@@ -23,6 +23,7 @@ from edgekit.graph.noops import drop_noops
 from edgekit.graph.permutes import merge_layouts, merge_permutes
 from edgekit.graph.pools import explicit_strides, floor_pools, padded_pools, spatial_maxima, spatial_means
 from edgekit.graph.quantized import drop_clamps
+from edgekit.graph.quantized_pads import channels_last_pads
 from edgekit.graph.quantized_integers import flat_linears, integer_biases, integer_moves, unsigned_activations
 from edgekit.graph.reductions import line_maxima, line_sums, plain_norms
 from edgekit.graph.softmaxes import last_softmaxes, short_softmaxes
@@ -44,7 +45,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     # LiteRT's XNNPACK delegate: no gather, no slice with a stride.
     "tflite": (
         fold_constants, reshape_views, drop_noops, fold_batch_norms, explicit_gathers, batched_matmul, spatial_means,
-        merge_layouts, drop_unused,
+        merge_layouts, channels_last_pads, drop_unused,
     ),
     # Before quantization, the same for all: what a scale would stand in the way of later.
     "int8": (

@@ -20,7 +20,7 @@ from edgekit.errors import MissingDependency
 from edgekit.graph import rewrite
 from edgekit.graph.quantized import float_weights
 from edgekit.quantization.weight_only import EVERY, LINEAR, WeightScheme
-from edgekit.targets import tflite_compression
+from edgekit.targets import tflite_compression, tflite_int8
 from edgekit.targets._base import Arrays, Runner, Target, need
 from edgekit.targets._diagnosis import explain
 from edgekit.targets._graph import sample_inputs
@@ -105,10 +105,12 @@ class Tflite(Target):
             program = float_weights(program)
         try:
             converted = litert_torch.convert(
-                _ChannelsLast(program.module(), images), samples, quant_config=_static(self) if quantized else None
+                _ChannelsLast(program.module(), images), samples, quant_config=tflite_int8.static(self) if quantized else None
             ).model_content()
         except Exception as error:  # the converter raises plain RuntimeError and MLIR errors
             raise explain(self, program, error) from error
+        if quantized:
+            converted = tflite_int8.float_ends(self, converted)
         if precision in tflite_compression.PRECISIONS:
             converted = tflite_compression.compress(self, converted, precision)
         path.write_bytes(converted)  # its own writer ends the process on a full disk
@@ -161,15 +163,6 @@ class Tflite(Target):
                 for op, n in outside.most_common()
             ),
         )
-
-
-def _static(target: Target) -> Any:
-    """What tells the converter that a graph's quantize nodes are meant for int8 kernels."""
-    quantizer = need("litert_torch.quantize.pt2e_quantizer", target)
-    config = quantizer.get_symmetric_quantization_config(is_per_channel=True)
-    return need("litert_torch.quantize.quant_config", target).QuantConfig(
-        pt2e_quantizer=quantizer.PT2EQuantizer().set_global(config)
-    )
 
 
 def _interpreter(target: Target, path: Path, threads: int) -> Any:
