@@ -1,19 +1,21 @@
 """A float model and photos become an int8 model, in memory or as a `.pt2` file that every export starts from."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from torch import nn
 
+from edgekit.accuracy_control import control_accuracy, plot
 from edgekit.artifacts import write_file
-from edgekit.calibration import calibration_set
+from edgekit.calibration import CalibrationSet, calibration_set
 from edgekit.errors import BadInput, UnknownName, Unsupported
 from edgekit.loading import Loaded, load
 from edgekit.programs import quantized_bytes
 from edgekit.quantization import quantize as quantize_program
-from edgekit.types import ModelRequest, QuantizationOptions, Quantized, Shape, Step
+from edgekit.types import AccuracyControl, AccuracyTarget, ModelRequest, QuantizationOptions, Quantized, Shape, Step
 from edgekit.verification import golden_of
 
 SCHEMES = {"int8": "int8", "w8a8": "int8"}
@@ -22,10 +24,29 @@ _PHOTOS = 96
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedModel:
-    """A `.pt2` file with an int8 program, and how it was made."""
+    """A `.pt2` file with an int8 program, how it was made, and why layers of it are in float.
+
+    `accuracy` is also in the files `ranking_file(path)` and, drawn, `plot_file(path)`; None without a target.
+    """
 
     path: Path
     quantized: Quantized
+    accuracy: AccuracyControl | None = None
+
+
+def ranking_file(path: Path) -> Path:
+    """The JSON beside a `.pt2` file that says what accuracy control measured."""
+    return path.with_suffix(".sensitivity.json")
+
+
+def plot_file(path: Path) -> Path:
+    """The same as a picture."""
+    return path.with_suffix(".sensitivity.png")
+
+
+def work_file(path: Path) -> Path:
+    """Where accuracy control keeps its measurements until it is done."""
+    return path.with_suffix(".sensitivity.partial")
 
 
 def quantize(
@@ -36,6 +57,7 @@ def quantize(
     calibration: str | Path | None = None,
     num_calibration_samples: int = 128,
     options: QuantizationOptions = QuantizationOptions(),  # noqa: B008 (frozen)
+    accuracy: AccuracyTarget | None = None,
     weights: str | Path | None = None,
     num_classes: int | None = None,
     labels: str | Path | None = None,
@@ -52,15 +74,14 @@ def quantize(
     """Quantize `model` with the photos at `calibration` and write it to `out`, a `.pt2` file for `export`.
 
     The file holds the program with its integers, the preprocessing, the labels, and the float model's answers to the
-    golden inputs. Raises an `EdgekitError`; an existing file is only replaced with `force`.
+    golden inputs. With `accuracy`, the fewest layers stay in float with which that target is met (see
+    `edgekit.accuracy_control`), and the ranking is written beside it; the same call goes on where one was interrupted.
+    Raises an `EdgekitError`: `GateFailed` for a target out of reach. Existing files are only replaced with `force`.
     """
     if scheme not in SCHEMES:
         raise UnknownName("scheme", scheme, SCHEMES)
     path = Path(out)
-    if path.suffix != ".pt2":
-        raise BadInput(f"-o {path} is not a .pt2 file", f"Type -o {path.with_suffix('.pt2')}")
-    if path.exists() and not force:
-        raise BadInput(f"{path} exists already", "Replace it with --force, or give another file with -o.")
+    _check_destination(path, accuracy is not None, force)
     request = ModelRequest(
         model=model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
         weights=None if weights is None else str(weights),
@@ -75,10 +96,51 @@ def quantize(
         features_only=features_only,
     )
     loaded = load(request, None if isinstance(model, str) else model)
+    if accuracy is not None:
+        return _controlled(loaded, path, calibration, num_calibration_samples, options, accuracy, on_step)
     made = with_precision(loaded, SCHEMES[scheme], calibration, num_calibration_samples, options, on_step)
     assert made.quantized is not None
     write_file(path, quantized_bytes(made.program, made.quantized, made.float_outputs))
     return QuantizedModel(path=path, quantized=made.quantized)
+
+
+def _check_destination(path: Path, ranked: bool, force: bool) -> None:
+    if path.suffix != ".pt2":
+        raise BadInput(f"-o {path} is not a .pt2 file", f"Type -o {path.with_suffix('.pt2')}")
+    for file in (path, *((ranking_file(path), plot_file(path)) if ranked else ())):
+        if file.exists() and not force:
+            raise BadInput(f"{file} exists already", "Replace it with --force, or give another file with -o.")
+
+
+def _controlled(
+    loaded: Loaded,
+    path: Path,
+    calibration: str | Path | None,
+    num_calibration_samples: int,
+    options: QuantizationOptions,
+    target: AccuracyTarget,
+    on_step: Step | None,
+) -> QuantizedModel:
+    if loaded.quantized is not None:
+        raise BadInput(
+            f"{loaded.request.model} is {loaded.quantized.scheme} already",
+            f"Quantize the float model again: -m {loaded.quantized.request.model}",
+        )
+    photos = _photos(loaded, calibration, num_calibration_samples, on_step)
+
+    def in_int8(with_options: QuantizationOptions) -> Loaded:
+        return _in_int8(loaded, photos, with_options, on_step)
+
+    work = work_file(path)
+    accuracy = control_accuracy(loaded, in_int8, photos.samples, options, target, work, on_step)
+    made = in_int8(replace(options, keep_float=(*options.keep_float, *accuracy.chosen.keep_float)))
+    assert made.quantized is not None
+    write_file(ranking_file(path), (json.dumps(asdict(accuracy), indent=2) + "\n").encode())
+    write_file(plot_file(path), plot(accuracy, f"{loaded.name} in int8"))
+    # Last: where it is, the others are.
+    write_file(path, quantized_bytes(made.program, made.quantized, made.float_outputs))
+    work.unlink()
+    return QuantizedModel(path=path, quantized=made.quantized, accuracy=accuracy)
 
 
 def with_precision(
@@ -99,6 +161,13 @@ def with_precision(
         if calibration is not None:
             raise BadInput(f"--calibration is for int8, not {precision or 'fp32'}", "Add --precision int8.")
         return loaded
+    photos = _photos(loaded, calibration, num_calibration_samples, on_step)
+    return _in_int8(loaded, photos, options, on_step)
+
+
+def _photos(
+    loaded: Loaded, calibration: str | Path | None, num_calibration_samples: int, on_step: Step | None
+) -> CalibrationSet:
     if calibration is None:
         raise BadInput(
             "int8 needs photos to calibrate the ranges of its activations with",
@@ -108,12 +177,15 @@ def with_precision(
         raise Unsupported(
             "calibration without photos is not in this version", "Give photos: --calibration PATH, 32 or more."
         )
-    photos = calibration_set(
+    return calibration_set(
         loaded, Path(calibration), samples=num_calibration_samples, seed=loaded.request.seed, on_step=on_step
     )
+
+
+def _in_int8(loaded: Loaded, photos: CalibrationSet, options: QuantizationOptions, on_step: Step | None) -> Loaded:
     program = quantize_program(loaded.program, photos.samples, options, on_step)
     quantized = Quantized(
-        scheme=precision,
+        scheme="int8",
         name=loaded.name,
         request=loaded.request,
         weights=loaded.weights,

@@ -28,9 +28,12 @@ LAYERS = (
     {"artifacts"},
     {"verification"},
     {"profiling"},
+    {"prediction"},
+    {"evaluation"},
+    {"accuracy_control"},
     {"quantizing", "weights"},
-    {"pipeline", "prediction"},
-    {"evaluation", "inspection"},
+    {"pipeline"},
+    {"inspection"},
     {"cli"},
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

@@ -38,6 +38,13 @@ EQUALIZE = typer.Option(False, "--equalize", help="Equalize the ranges of channe
 KEEP_FLOAT = typer.Option(
     [], "--keep-float", help="Modules that stay in float: a pattern of their paths, as 'blocks.3.*'; may be repeated."
 )
+ACCURACY_DATA = typer.Option(
+    None, "--accuracy-data", help="Labelled photos, to keep the fewest layers in float that --max-drop needs."
+)
+MAX_DROP = typer.Option(None, "--max-drop", help="Points of top-1 on --accuracy-data that int8 may lose, such as 1.")
+NUM_ACCURACY_SAMPLES = typer.Option(
+    None, "--num-accuracy-samples", help="Use N of these photos, drawn from all classes: the same each time."
+)
 JSON = typer.Option(False, "--json", help="Print one JSON document on stdout and nothing else.")
 
 

@@ -45,7 +45,7 @@ def evaluate(
         raise BadInput(f"--limit is at least 1, not {limit}", "Leave it out to use all the images.")
     if against is not None and model is not None:
         raise BadInput("--against and --model both say what to compare with", "Leave one of them out.")
-    images = _labelled(data)
+    images = labelled(data)
     chosen = spread(images.labels, limit or len(images))
     given = ModelRequest(model="", weights=None if weights is None else str(weights), mean=mean, std=std)
     reference: Opened | None
@@ -59,7 +59,7 @@ def evaluate(
     judges = [classifier(o) if isinstance(o, Artifact) else in_torch(o, len(chosen)) for o in (opened, reference) if o]
     notes += _comparable(_text(subject), _text(against), judges)
     labels = read_labels(opened) if isinstance(opened, Artifact) else opened.labels
-    truth, mismatch = _truth(images, chosen, labels, judges[0].classes)
+    truth, mismatch = truth_of(images, chosen, labels, judges[0].classes)
     answers = answers_of(images, chosen, judges, on_step)
     return result_of(
         answers,
@@ -71,7 +71,8 @@ def evaluate(
     )
 
 
-def _labelled(data: str | Path) -> ImageSet:
+def labelled(data: str | Path) -> ImageSet:
+    """The images at `data`. Raises `BadInput` where one of them has no label."""
     images = open_images(Path(data))
     missing = sum(label is None for label in images.labels)
     if missing:
@@ -151,10 +152,13 @@ def _float_of(opened: Opened, model: str | None) -> Loaded | None:
     return None
 
 
-def _truth(
+def truth_of(
     images: ImageSet, chosen: Sequence[int], labels: Sequence[str], classes: int
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """The model's class of each chosen image: by name where both name their classes, else by number, said aloud."""
+    """The model's class of each chosen image: by name where both name their classes, else by number, said aloud.
+
+    Raises `BadInput` where the data has other classes than the model.
+    """
     found = np.array([images.labels[i] for i in chosen], np.int64)
     names, by_name = images.classes, {name: i for i, name in enumerate(labels)}
     unknown = [name for name in names if name not in by_name]

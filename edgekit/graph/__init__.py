@@ -15,6 +15,7 @@ from edgekit.graph.arithmetic import plain_powers, typed_numbers
 from edgekit.graph.batch_norm import fold_batch_norms
 from edgekit.graph.concats import distinct_cats
 from edgekit.graph.constants import drop_unused, fold_constants
+from edgekit.graph.hard_activations import hard_activations
 from edgekit.graph.layer_norm import layer_norm, rms_norm
 from edgekit.graph.map_norms import map_norms
 from edgekit.graph.matmul import attention, batched_matmul, transposed_products
@@ -23,8 +24,9 @@ from edgekit.graph.noops import drop_noops
 from edgekit.graph.permutes import merge_layouts, merge_permutes
 from edgekit.graph.pools import explicit_strides, floor_pools, padded_pools, spatial_maxima, spatial_means
 from edgekit.graph.quantized import drop_clamps
-from edgekit.graph.quantized_pads import channels_last_pads
 from edgekit.graph.quantized_integers import flat_linears, integer_biases, integer_moves, unsigned_activations
+from edgekit.graph.quantized_kernels import aligned_channels, dense_groups, long_runs, merge_alignments, pools_as_convs
+from edgekit.graph.quantized_xnnpack import channels_last_pads, maxima_as_sums
 from edgekit.graph.reductions import line_maxima, line_sums, plain_norms
 from edgekit.graph.softmaxes import last_softmaxes, short_softmaxes
 from edgekit.graph.views import cropping_pads, reshape_views, slice_selects
@@ -34,26 +36,28 @@ Rewrite = Callable[[ExportedProgram], ExportedProgram]
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     # XNNPACK's partitioner: no layer_norm, select, split, squeeze, expand; mean over a map only.
     "executorch": (
-        fold_constants, reshape_views, drop_noops, fold_batch_norms, slice_selects, drop_expands, explicit_movements,
-        attention, batched_matmul, plain_sigmoids, half_gelu, map_norms, plain_norms, plain_powers, last_softmaxes,
-        spatial_means, floor_pools, padded_pools, spatial_maxima, line_maxima, line_sums, merge_permutes, layer_norm,
-        rms_norm, typed_numbers, distinct_cats, fold_constants, merge_layouts, drop_unused,
+        fold_constants, reshape_views, drop_noops, fold_batch_norms, drop_clamps, maxima_as_sums, slice_selects,
+        drop_expands, explicit_movements, attention, batched_matmul, plain_sigmoids, half_gelu, map_norms, plain_norms,
+        plain_powers, last_softmaxes, spatial_means, floor_pools, padded_pools, spatial_maxima, line_maxima, line_sums,
+        merge_permutes, layer_norm, rms_norm, typed_numbers, distinct_cats, fold_constants, merge_layouts, drop_unused,
     ),
     "coreml": (
         fold_constants, reshape_views, drop_noops, fold_batch_norms, explicit_strides, merge_layouts, drop_unused,
     ),
     # LiteRT's XNNPACK delegate: no gather, no slice with a stride.
     "tflite": (
-        fold_constants, reshape_views, drop_noops, fold_batch_norms, explicit_gathers, batched_matmul, spatial_means,
-        merge_layouts, channels_last_pads, drop_unused,
+        fold_constants, reshape_views, drop_noops, fold_batch_norms, drop_clamps, maxima_as_sums, explicit_gathers,
+        batched_matmul, spatial_means, merge_layouts, channels_last_pads, drop_unused,
     ),
     # Before quantization, the same for all: what a scale would stand in the way of later.
     "int8": (
-        fold_constants, reshape_views, drop_noops, fold_batch_norms, spatial_means, drop_unused,
+        fold_constants, reshape_views, drop_noops, fold_batch_norms, hard_activations, slice_selects, drop_expands,
+        explicit_gathers, spatial_means, merge_layouts, drop_unused,
     ),
     "onnx": (
         fold_constants, reshape_views, drop_noops, fold_batch_norms, drop_clamps, unsigned_activations, flat_linears,
-        integer_biases, integer_moves, cropping_pads, short_softmaxes, merge_permutes,
+        integer_moves, pools_as_convs, dense_groups, aligned_channels, merge_alignments, long_runs, integer_biases,
+        cropping_pads, short_softmaxes, merge_permutes,
         transposed_products, merge_layouts, drop_unused,
     ),
 }  # fmt: skip

@@ -16,8 +16,8 @@ from edgekit.graph._edit import Editor, argument, shape, value
 
 _aten = torch.ops.aten
 _qd = torch.ops.quantized_decomposed
-_QUANTIZE, _DEQUANTIZE = _qd.quantize_per_tensor.default, _qd.dequantize_per_tensor.default
-_DEQUANTIZE_WEIGHT = _qd.dequantize_per_channel.default
+QUANTIZE, DEQUANTIZE = _qd.quantize_per_tensor.default, _qd.dequantize_per_tensor.default
+DEQUANTIZE_WEIGHT = _qd.dequantize_per_channel.default
 _COMPUTE = (_aten.conv2d.default, _aten.linear.default)
 # The values of the result are values of the operands, wherever they stand.
 _MOVES = (
@@ -32,10 +32,10 @@ _SHIFT = 128
 def unsigned_activations(program: ExportedProgram) -> ExportedProgram:
     """Activations in 0 … 255 for those in -128 … 127: ONNX Runtime's x86 kernels multiply unsigned by signed."""
     editor = Editor(program)
-    for node in editor.nodes(_QUANTIZE):
+    for node in editor.nodes(QUANTIZE):
         if _is_signed(node):
-            editor.replace(node, editor.call(node, _QUANTIZE, node.args[0], *_unsigned(node)))
-    for node in editor.nodes(_DEQUANTIZE):
+            editor.replace(node, editor.call(node, QUANTIZE, node.args[0], *_unsigned(node)))
+    for node in editor.nodes(DEQUANTIZE):
         if not _is_signed(node):
             continue
         source = node.args[0]
@@ -43,7 +43,7 @@ def unsigned_activations(program: ExportedProgram) -> ExportedProgram:
         if stored is not None:
             source = editor.constant((stored.to(torch.int16) + _SHIFT).to(torch.uint8), ("unsigned", source))
         if value(source) is not None and value(source).dtype == torch.uint8:  # type: ignore[union-attr]
-            editor.replace(node, editor.call(node, _DEQUANTIZE, source, *_unsigned(node)))
+            editor.replace(node, editor.call(node, DEQUANTIZE, source, *_unsigned(node)))
     return editor.finish()
 
 
@@ -58,12 +58,12 @@ def _unsigned(node: Node) -> tuple[object, ...]:
 def integer_moves(program: ExportedProgram) -> ExportedProgram:
     """What only moves values, between two quantizations that are the same, moves the integers."""
     editor = Editor(program)
-    for node in editor.nodes(_QUANTIZE):
+    for node in editor.nodes(QUANTIZE):
         move = node.args[0]
         if not isinstance(move, Node) or move.target not in (*_MOVES, *_PADS):
             continue
         sources = move.all_input_nodes
-        if any(s.target is not _DEQUANTIZE or s.args[1:] != node.args[1:] for s in sources):
+        if any(s.target is not DEQUANTIZE or s.args[1:] != node.args[1:] for s in sources):
             continue
         args, kwargs = map_arg((move.args, move.kwargs), lambda n: n.args[0])
         if move.target in _PADS:
@@ -81,24 +81,24 @@ def integer_moves(program: ExportedProgram) -> ExportedProgram:
 def integer_biases(program: ExportedProgram) -> ExportedProgram:
     """The bias of a layer in int8 as int32 in steps of input scale times weight scale."""
     editor = Editor(program)
+    low, high = -(2**31), 2**31 - 1
     for node in editor.nodes(*_COMPUTE):
-        source, weight = node.args[:2]
-        bias = editor.constant_value(argument(node, 2, "bias"))
-        if bias is None or not isinstance(source, Node) or not isinstance(weight, Node):
+        source, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
+        stored = editor.constant_value(bias)
+        if stored is None or not isinstance(source, Node) or not isinstance(weight, Node):
             continue
-        if source.target is not _DEQUANTIZE or weight.target is not _DEQUANTIZE_WEIGHT:
+        if source.target is not DEQUANTIZE or weight.target is not DEQUANTIZE_WEIGHT:
             continue
         scales = editor.constant_value(weight.args[1])
         if scales is None:
             continue
-        step = scales * source.args[1]
-        low, high = -(2**31), 2**31 - 1
-        steps = (bias.detach() / step).double().round().clamp(low, high).to(torch.int32)
+        step = scales * float(source.args[1])  # type: ignore[arg-type]
+        steps = (stored.detach() / step).double().round().clamp(low, high).to(torch.int32)
         fresh = editor.call(
-            node, _DEQUANTIZE_WEIGHT, editor.constant(steps), editor.constant(step), weight.args[2],
+            node, DEQUANTIZE_WEIGHT, editor.constant(steps), editor.constant(step), weight.args[2],
             0, low, high, torch.int32,
         )  # fmt: skip
-        node.replace_input_with(node.args[2] if len(node.args) > 2 else node.kwargs["bias"], fresh)
+        node.replace_input_with(bias, fresh)
         editor.fired += 1
     return editor.finish()
 
@@ -110,15 +110,15 @@ def flat_linears(program: ExportedProgram) -> ExportedProgram:
         source, size, result = node.args[0], shape(node.args[0]), shape(node)
         if size is None or result is None or len(size) == 2 or not isinstance(source, Node):
             continue
-        if source.target is not _DEQUANTIZE or len(node.users) != 1:
+        if source.target is not DEQUANTIZE or len(node.users) != 1:
             continue
         (after,) = node.users
-        if after.target is not _QUANTIZE:
+        if after.target is not QUANTIZE:
             continue
         flat = editor.call(node, _aten.reshape.default, source.args[0], [-1, size[-1]])
         linear = editor.call(
-            node, node.target, editor.call(node, _DEQUANTIZE, flat, *source.args[1:]), *node.args[1:], **node.kwargs
+            node, node.target, editor.call(node, DEQUANTIZE, flat, *source.args[1:]), *node.args[1:], **node.kwargs
         )
-        quantized = editor.call(after, _QUANTIZE, linear, *after.args[1:])
+        quantized = editor.call(after, QUANTIZE, linear, *after.args[1:])
         editor.replace(after, editor.call(after, _aten.reshape.default, quantized, list(result)))
     return editor.finish()

@@ -1,4 +1,5 @@
 """Quantization: which operations run in int8, with which scales, and what that does to the numbers."""
 
+from edgekit.quantization.ptq import float_form as float_form
 from edgekit.quantization.ptq import prepare as prepare
 from edgekit.quantization.ptq import quantize as quantize

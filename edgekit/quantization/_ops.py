@@ -31,7 +31,7 @@ CAT = _aten.cat.default
 MOVES = (
     _aten.reshape.default, _aten.view.default, _aten.permute.default, _aten.transpose.int, _aten.slice.Tensor,
     _aten.flatten.using_ints, _aten.unsqueeze.default, _aten.squeeze.dim, _aten.max_pool2d.default,
-    _aten.constant_pad_nd.default, _aten.pad.default,
+    _aten.constant_pad_nd.default, _aten.pad.default, _aten.maximum.default, _aten.minimum.default,
 )  # fmt: skip
 
 
@@ -41,10 +41,15 @@ def tensor_operands(node: Node) -> list[Node]:
 
 
 def weight_of(editor: Editor, node: Node) -> torch.Tensor | None:
-    """The constant weight of a convolution or linear; None where it is computed, or the node is something else."""
+    """The constant weight of a convolution of maps or a linear; None where it or the bias is computed, or elsewhere."""
     if node.target not in COMPUTE:
         return None
-    return editor.constant_value(node.args[1])
+    weight, bias = editor.constant_value(node.args[1]), argument(node, 2, "bias")
+    rank = 4 if node.target is _aten.conv2d.default else 2
+    source = value(node.args[0])
+    if weight is None or weight.dim() != rank or (rank == 4 and (source is None or source.dim() != 4)):
+        return None
+    return None if bias is not None and editor.constant_value(bias) is None else weight
 
 
 def bias_of(editor: Editor, node: Node) -> torch.Tensor | None:
@@ -58,7 +63,13 @@ def module_path(node: Node) -> str:
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
+def op_name(node: Node) -> str:
+    """What tells an operation from the others of its module: "blocks.3:conv2d_7"."""
+    return f"{module_path(node)}:{node.name}"
+
+
 def matches(node: Node, patterns: tuple[str, ...]) -> bool:
-    """Whether the node's module, or one around it, is named by a pattern of the shell."""
+    """Whether the node, its module or one around it is named by a pattern of the shell."""
     stack = node.meta.get("nn_module_stack") or {}
-    return any(fnmatch.fnmatchcase(str(path), p) for path, _ in stack.values() for p in patterns if path)
+    names = [op_name(node), *(str(path) for path, _ in stack.values() if path)]
+    return any(fnmatch.fnmatchcase(name, p) for name in names for p in patterns)

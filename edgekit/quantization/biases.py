@@ -6,19 +6,16 @@
 error of what really arrives there, layer after layer, each behind the corrections of those before it.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgekit.graph._edit import Editor, argument
-from edgekit.quantization._execution import Values, Walk
+from edgekit.quantization._execution import Samples, Values, Walk
 from edgekit.quantization._ops import COMPUTE, DEQUANTIZE, DEQUANTIZE_WEIGHT
 
 METHODS = ("none", "fast", "full")
-Samples = Sequence[Sequence[Tensor]]
 
 
 def correct_biases(
@@ -36,7 +33,8 @@ def correct_biases(
 def _channel_means(node: Node, values: Values) -> Tensor:
     """The mean of each output channel over all samples: dimension 1 of a convolution, the last of a linear."""
     channel = 1 if node.target is torch.ops.aten.conv2d.default else -1
-    return torch.stack([v.double().movedim(channel, 0).flatten(1).mean(1) for v in values]).mean(0).float()
+    means = [v.movedim(channel, 0).reshape(v.shape[channel], -1).mean(1, dtype=torch.float64) for v in values]
+    return torch.stack(means).mean(0).float()
 
 
 def _compute_nodes(quantized: ExportedProgram) -> dict[str, Node]:
@@ -110,8 +108,13 @@ def _with_biases(quantized: ExportedProgram, shifts: dict[str, Tensor]) -> Expor
             continue
         total = sum(t.detach() for t in (bias, shift) if t is not None)
         step = scales * node.args[0].args[1]
-        steps = (total / step).double().round().clamp(-(2**31), 2**31 - 1)
-        node.args = (*node.args[:2], editor.constant((steps * step).float()), *node.args[3:])
+        node.args = (*node.args[:2], editor.constant(whole_steps(total, step)), *node.args[3:])
         editor.fired += 1
     editor.drop_unused()
     return editor.finish()
+
+
+def whole_steps(bias: Tensor, step: Tensor) -> Tensor:
+    """The nearest bias that is a whole number of steps, an int32."""
+    steps = (bias / step).double().round().clamp(-(2**31), 2**31 - 1)
+    return (steps * step).float()

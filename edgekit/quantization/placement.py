@@ -2,8 +2,9 @@
 
 Convolutions and linears gain; softmax, normalization and products of two activations have no int8 kernel that all
 runtimes share. What is between them (additions, concatenations, moves) could be either. Each tensor that crosses
-between int8 and float costs a pass over it, so the choice is a minimum cut of the graph with the sizes of the tensors
-as capacities (Ford and Fulkerson 1956): float operations gather in as few and as small islands as there can be.
+between int8 and float costs a pass over it, once for all its readers, so the choice is a minimum cut of the graph with
+the sizes of the tensors as capacities (Ford and Fulkerson 1956): float operations gather in as few and as small islands
+as there can be.
 """
 
 from collections.abc import Iterable
@@ -31,6 +32,9 @@ from edgekit.quantization._ops import (
 _aten = torch.ops.aten
 # What an operation saves in int8, in passes over its result: four times fewer bytes to move.
 _GAIN = 0.75
+# The multiplications that int8 saves as much time on as it takes to change an element's type. A weight that is read
+# once for each product, in a linear of one token, costs its bytes instead.
+_MACS = 8
 _INT8, _FLOAT = "int8", "float"
 
 
@@ -56,14 +60,14 @@ def place(editor: Editor, keep_float: tuple[str, ...] = ()) -> tuple[Unit, ...]:
         _anchor(graph, editor, node, keep_float)
         for operand in tensor_operands(node):
             if editor.constant_value(operand) is None:
-                _connect(graph, operand, node, _cost(node, operand))
+                _connect(graph, operand, node)
     for node in editor.graph.nodes:
         if node.op == "placeholder" and editor.constant_value(node) is None:
             graph.add_edge(node, _FLOAT)  # no capacity: it cannot be cut
         if node.op == "output":
             for result in node.all_input_nodes:
-                graph.add_edge(result, f"output of {result.name}", capacity=_size(result))
-                graph.add_edge(f"output of {result.name}", _FLOAT)
+                graph.add_edge(result, f"{result.name} in float", capacity=_size(result))
+                graph.add_edge(f"{result.name} in float", _FLOAT)
     if not any(_INT8 in graph.predecessors(n) for n in graph):
         return ()
     _, (int8, _) = networkx.minimum_cut(graph, _INT8, _FLOAT)
@@ -93,23 +97,29 @@ def _anchor(graph: networkx.DiGraph, editor: Editor, node: Node, keep_float: tup
     """Tie a node to int8 or float for good, or let it gain something in int8."""
     if matches(node, keep_float) or not _has_kernel(editor, node):
         graph.add_edge(node, _FLOAT)
-    elif node.target in COMPUTE:
-        graph.add_edge(_INT8, node)
     else:
-        graph.add_edge(_INT8, node, capacity=_GAIN * _size(node))
+        graph.add_edge(_INT8, node, capacity=_gain(editor, node))
 
 
-def _connect(graph: networkx.DiGraph, operand: Node, node: Node, cost: float | None) -> None:
-    for a, b in ((operand, node), (node, operand)):
-        if cost is None:
-            graph.add_edge(a, b)
-        else:
-            graph.add_edge(a, b, capacity=cost)
+def _gain(editor: Editor, node: Node) -> float:
+    """What an operation saves in int8, in changes of an element's type."""
+    gain, weight = _GAIN * _size(node), weight_of(editor, node)
+    if weight is None:
+        return gain
+    return gain + weight.numel() + weight[0].numel() * _size(node) / _MACS
 
 
-def _cost(node: Node, operand: Node) -> float | None:
-    """What a change of type between two nodes costs; None where there can be none."""
-    return None if fused_clamp(operand) is node else float(_size(operand))
+def _connect(graph: networkx.DiGraph, operand: Node, node: Node) -> None:
+    """What a change of type between two nodes costs: a pass over the tensor, however many read it so."""
+    if fused_clamp(operand) is node:
+        graph.add_edge(operand, node)  # no capacity: it cannot be cut
+        graph.add_edge(node, operand)
+        return
+    to_float, to_int8 = f"{operand.name} in float", f"{operand.name} in int8"
+    graph.add_edge(operand, to_float, capacity=_size(operand))
+    graph.add_edge(to_float, node)
+    graph.add_edge(node, to_int8)
+    graph.add_edge(to_int8, operand, capacity=_size(operand))
 
 
 def _size(node: Node) -> int:
@@ -136,6 +146,8 @@ def _has_kernel(editor: Editor, node: Node) -> bool:
         return constant and not fill and min(node.args[1], default=0) >= 0  # type: ignore[type-var]
     if node.target in CLAMPS:
         return _has_numbers(node)
+    if node.target in (_aten.maximum.default, _aten.minimum.default):
+        return len({shape(n) for n in (*node.args, node)}) == 1  # type: ignore[arg-type]
     return node.target in (*MOVES, CAT)
 
 

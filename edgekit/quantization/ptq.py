@@ -1,50 +1,96 @@
 """Post-training quantization: a float program and samples become a Q/DQ program."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgekit.errors import UnknownName
+from edgekit.errors import BadInput, UnknownName, Unsupported
 from edgekit.graph import rewrite
 from edgekit.graph._edit import Editor
-from edgekit.quantization._execution import Values, Walk
+from edgekit.quantization._execution import Samples, Values, Walk, at_once, in_parts
+from edgekit.quantization._ops import CAT, module_path, op_name
 from edgekit.quantization.biases import METHODS, correct_biases
-from edgekit.quantization.placement import place
+from edgekit.quantization.equalization import equalize
+from edgekit.quantization.placement import Unit, place
 from edgekit.quantization.qdq import compatible, groups, insert
-from edgekit.quantization.ranges import ESTIMATORS, QParams, Range, qparams_of
+from edgekit.quantization.ranges import ESTIMATORS, Histogram, QParams, Range, histogram, qparams_of
+from edgekit.quantization.smoothing import smooth
 from edgekit.types import QuantizationOptions
 
 _CORRECTION_SAMPLES = 32
+# An operand whose range is less than this part of what it shares a scale with has no more than eight steps left.
+_LEAST_SHARE = 1 / 32
 
 
 def quantize(
     program: ExportedProgram,
-    samples: Sequence[Sequence[Tensor]],
+    samples: Samples,
     options: QuantizationOptions = QuantizationOptions(),  # noqa: B008 (frozen)
     on_step: Callable[[str, int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> ExportedProgram:
     """`program` in int8: per-channel symmetric weights, per-tensor affine activations, int32 biases.
 
-    The result computes in torch what every runtime computes. `samples` are inputs of the program.
-    Raises `UnknownName` for an option's value, `BadInput` for a --keep-float that names nothing.
+    The result computes in torch what every runtime computes. `samples` are inputs of the program. `on_note` hears of
+    options that found nothing to do. Raises `UnknownName` for an option's value, `BadInput` for a --keep-float that
+    names nothing or values that are not finite, `Unsupported` where nothing is left to quantize.
     """
     for value, known in ((options.range_estimator, ESTIMATORS), (options.bias_correction, METHODS)):
         if value not in known:
             raise UnknownName("quantization option", value, known)
-    prepared = prepare(program)
+    if not samples:
+        raise BadInput("there are no samples to calibrate with", "Give at least one.")
+    prepared = _balanced(prepare(program), samples, options, on_note)
     editor = Editor(prepared)
     units = place(editor, options.keep_float)
-    sets = groups(editor, units)
-    ranges = observe(prepared, {n.name for s in sets for n in s}, samples, options.range_estimator, on_step)
+    tensors = {n for group in groups(editor, units) for n in group}
+    ranges = observe(prepared, {n.name for n in tensors}, samples, options.range_estimator, on_step)
+    while crowded := _crowded(editor, units, ranges):
+        units = place(editor, (*options.keep_float, *crowded))
+    if not units:
+        raise Unsupported(
+            "nothing in the model can be quantized: no convolution or linear with a constant float32 weight is left",
+            "Keep less in float with --keep-float, or export it as it is: --precision fp32.",
+        )
     qparams: dict[Node, QParams] = {}
-    for group in sets:
-        shared = _union([ranges[n.name] for n in group])
-        qparams.update(dict.fromkeys(sorted(group), qparams_of(shared)))
+    for group in groups(editor, units):
+        qparams.update(dict.fromkeys(sorted(group), qparams_of(_union(group, ranges))))
     insert(editor, units, compatible(editor, units, qparams))
     quantized = editor.finish()
-    return correct_biases(prepared, quantized, samples[:_CORRECTION_SAMPLES], options.bias_correction)
+    few = samples[: min(_CORRECTION_SAMPLES, at_once(quantized))]
+    return correct_biases(prepared, quantized, few, options.bias_correction)
+
+
+def _balanced(
+    program: ExportedProgram,
+    samples: Samples,
+    options: QuantizationOptions,
+    on_note: Callable[[str], None] | None,
+) -> ExportedProgram:
+    """The same function with channels of more even ranges, as `options` ask for it."""
+    if options.equalize:
+        before, program = program, equalize(program)
+        if program is before and on_note is not None:
+            on_note(
+                "--equalize found nothing to do: no convolution or linear is followed by another alone, "
+                "with nothing but ReLU, pooling and moves between them"
+            )
+    if options.smooth_quant:
+        before, program = program, smooth(program, samples)
+        if program is before and on_note is not None:
+            on_note(
+                "--smooth-quant found nothing to do: no linear or 1x1 convolution is fed by a layer norm, linear or "
+                "convolution that nothing else reads"
+            )
+    return program
+
+
+def float_form(program: ExportedProgram, samples: Samples, options: QuantizationOptions) -> ExportedProgram:
+    """The float program whose nodes `quantize` with these options gives integers."""
+    return _balanced(prepare(program), samples, options, None)
 
 
 def prepare(program: ExportedProgram) -> ExportedProgram:
@@ -55,25 +101,47 @@ def prepare(program: ExportedProgram) -> ExportedProgram:
 def observe(
     program: ExportedProgram,
     names: set[str],
-    samples: Sequence[Sequence[Tensor]],
+    samples: Samples,
     estimator: str,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Range]:
     """The range of each named tensor over the samples."""
-    estimate = ESTIMATORS[estimator]
-    walk = Walk(program, samples)
-    found = {n.name: estimate(walk.compute(n)) for n in walk.nodes if n.op == "placeholder" and n.name in names}
+    parts = in_parts(program, samples)
+    found: dict[str, Histogram] = {}
 
     def see(node: Node, values: Values) -> None:
-        if node.name in names:
-            found[node.name] = estimate(values)
+        if node.name not in names:
+            return
+        try:
+            seen = histogram(values)
+        except ValueError as error:
+            raise BadInput(
+                f"{node.name} in {module_path(node) or 'the model'} is not finite on the calibration samples",
+                f"Is the model right in float? If so, keep this in float: --keep-float '{op_name(node)}'",
+            ) from error
+        found[node.name] = found[node.name] | seen if node.name in found else seen
 
-    walk.run(see, None if on_step is None else lambda done, total: on_step("calibrating", done, total))
-    return found
+    for done, part in enumerate(parts):
+        walk = Walk(program, part)
+        for node in walk.nodes:
+            if node.op == "placeholder" and node.name in names:
+                see(node, walk.compute(node))
+        before, total = done * len(walk.nodes), len(parts) * len(walk.nodes)
+        walk.run(see, None if on_step is None else lambda n, _, b=before, t=total: on_step("calibrating", b + n, t))
+    return {name: ESTIMATORS[estimator](seen) for name, seen in found.items()}
 
 
-def _union(ranges: Sequence[Range]) -> Range:
-    union = ranges[0]
-    for r in ranges[1:]:
-        union |= r
-    return union
+def _crowded(editor: Editor, units: Sequence[Unit], ranges: Mapping[str, Range]) -> tuple[str, ...]:
+    """The concatenations in which an operand would lose what it holds to the scale it shares: ones beside thousands."""
+    found = []
+    shared = {node: _union(group, ranges).span for group in groups(editor, units) for node in group}
+    for unit in units:
+        if unit.node.target is CAT:
+            spans = [ranges[n.name].span for n in unit.node.all_input_nodes]
+            if any(0 < span < shared[unit.result] * _LEAST_SHARE for span in spans):
+                found.append(op_name(unit.node))
+    return tuple(found)
+
+
+def _union(group: Iterable[Node], ranges: Mapping[str, Range]) -> Range:
+    return reduce(or_, (ranges[n.name] for n in group))

@@ -1,12 +1,13 @@
 """Writing quantize and dequantize nodes into a graph: one scale a tensor, whoever reads it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from edgekit.errors import Unsupported
 from edgekit.graph._edit import Editor
 from edgekit.quantization._ops import (
     CAT,
@@ -19,14 +20,21 @@ from edgekit.quantization._ops import (
     QMIN,
     QUANTIZE,
     WEIGHT_QMAX,
+    module_path,
+    op_name,
     tensor_operands,
     weight_of,
 )
 from edgekit.quantization.placement import Unit
-from edgekit.quantization.ranges import QParams, weight_scales
+from edgekit.quantization.ranges import QParams, float32, weight_scales
 
-# XNNPACK refuses a ratio of scales outside of [2^-10, 2^8) in an addition, and requantizes by less than 2^8.
-_LEAST_RATIO, _MOST_RATIO = 2.0**-10, 2.0**7
+# XNNPACK refuses a ratio of operand to result outside of [2^-10, 2^8) in an addition, of [2^-8, 2^8) in a mean, of
+# [2^-16, 2^8) in a product. An operand so small that this widens its scale does not reach one step of the result.
+_LEAST_RATIO, _MOST_RATIO, _LEAST_PRODUCT = 2.0**-8, 2.0**7, 2.0**-16
+# Float32 rounds: what is widened lands on the right side.
+_MARGIN = 1.01
+# Each round reaches one operation further back, and what is asked for shrinks 256-fold: scales lie within 1e-20, 1e13.
+_ROUNDS = 32
 # What a bias may reach in int32, and the finest weight scale, in steps of the result, that requantization resolves.
 _BIAS_LIMIT = 2.0**29
 _FINEST = 2.0**-24
@@ -62,7 +70,10 @@ def groups(editor: Editor, units: Sequence[Unit]) -> list[set[Node]]:
 
 
 def compatible(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QParams]) -> dict[Node, QParams]:
-    """`qparams` with the scales widened that a runtime's requantization could not represent."""
+    """`qparams` with the scales widened that a runtime's requantization could not represent.
+
+    Raises `Unsupported` where no scales are left that it could.
+    """
     fixed = dict(qparams)
     members = {node: group for group in groups(editor, units) for node in group}
 
@@ -70,32 +81,42 @@ def compatible(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QPa
         if fixed[node].scale >= scale:
             return False
         for member in members[node]:
-            fixed[member] = QParams(scale, fixed[member].zero_point)
+            fixed[member] = QParams(float32(scale * _MARGIN), fixed[member].zero_point)
         return True
 
-    for _ in range(16):
-        changed = False
+    for _ in range(_ROUNDS):
+        changed = None
         for unit in units:
-            operands = [fixed[n].scale for n in activations(editor, unit)]
-            if unit.node.target in COMPUTE:
-                weight = weight_of(editor, unit.node)
-                assert weight is not None
-                product = operands[0] * float(weight_scales(weight).max())
-                changed |= widen(unit.result, product / _MOST_RATIO)
-            elif unit.node.target is torch.ops.aten.mul.Tensor:
-                changed |= widen(unit.result, operands[0] * operands[-1] / _MOST_RATIO)
-            elif unit.node.target not in (*MOVES, *CLAMPS, CAT):
-                changed |= widen(unit.result, max(operands) / _MOST_RATIO)
-                for operand in activations(editor, unit):
-                    changed |= widen(operand, fixed[unit.result].scale * _LEAST_RATIO * 1.01)
-        if not changed:
-            break
-    return fixed
+            for node, scale in list(_least_scales(editor, unit, fixed)):
+                changed = unit if widen(node, scale) else changed
+        if changed is None:
+            return fixed
+    assert changed is not None
+    raise Unsupported(
+        f"int8 has no scales for {changed.node.name} in {module_path(changed.node)}: its values outgrow its operands'",
+        f"Leave it in float: --keep-float '{op_name(changed.node)}'",
+    )
+
+
+def _least_scales(editor: Editor, unit: Unit, qparams: Mapping[Node, QParams]) -> Iterator[tuple[Node, float]]:
+    """Tensors of a unit, each with the least scale that the others allow it."""
+    sources = activations(editor, unit)
+    operands, result = [qparams[n].scale for n in sources], qparams[unit.result].scale
+    if unit.node.target in COMPUTE:
+        weight = weight_of(editor, unit.node)
+        assert weight is not None
+        yield unit.result, operands[0] * float(weight_scales(weight).max()) / _MOST_RATIO
+    elif unit.node.target is torch.ops.aten.mul.Tensor:
+        yield unit.result, operands[0] * operands[-1] / _MOST_RATIO
+        yield sources[0], result * _LEAST_PRODUCT / operands[-1]
+    elif unit.node.target not in (*MOVES, *CLAMPS, CAT):
+        yield unit.result, max(operands) / _MOST_RATIO
+        yield from ((source, result * _LEAST_RATIO) for source in sources)
 
 
 def insert(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QParams]) -> None:
     """Quantize every tensor that a unit reads or writes, once, and dequantize it for each reader."""
-    inside = {unit.node for unit in units} | {unit.result for unit in units}
+    inside = {unit.node for unit in units}
     results = {unit.result for unit in units}
     for unit in units:
         if unit.node.target in COMPUTE:
@@ -109,10 +130,12 @@ def insert(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QParams
         else:
             quantized = _after(editor, tensor, lambda at, t=tensor, a=arguments: editor.call(at, QUANTIZE, t, *a))
         for reader in readers:
-            if reader is not quantized:
-                fresh = editor.call(reader, DEQUANTIZE, quantized, *arguments)
-                reader.replace_input_with(tensor, fresh)
-                _rename_output(editor, reader, tensor, fresh)
+            if reader.target in COMPUTE and reader.args[0] is not tensor:
+                continue  # it is its bias
+            fresh = editor.call(reader, DEQUANTIZE, quantized, *arguments)
+            reader.replace_input_with(tensor, fresh)
+            if reader.op == "output":
+                editor.rename_output(tensor, fresh)
     editor.fired += bool(units)
 
 
@@ -122,11 +145,6 @@ def _after(editor: Editor, tensor: Node, make: Callable[[Node], Node]) -> Node:
     while following.op == "placeholder":
         following = following.next
     return make(following)
-
-
-def _rename_output(editor: Editor, reader: Node, old: Node, new: Node) -> None:
-    if reader.op == "output":
-        editor.rename_output(old, new)
 
 
 def _quantize_weight(editor: Editor, unit: Unit, qparams: Mapping[Node, QParams]) -> None:

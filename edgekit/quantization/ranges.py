@@ -2,7 +2,7 @@
 
     q = clamp(round(x / scale) + zero_point, -128, 127)        x' = (q - zero_point) scale
 
-Estimators: `minmax` keeps all values; `percentile` cuts 0.01 % of them off; `mse` chooses the ends with the
+Estimators: `minmax` keeps all values; `percentile` cuts 0.01 % of them off each end; `mse` chooses the ends with the
 least mean squared error (Banner et al. 2019, section 3, with the search on a histogram).
 """
 
@@ -17,8 +17,8 @@ from edgekit.quantization._ops import QMAX, QMIN
 _BINS = 2048
 _PERCENTILE = 0.9999
 _FRACTIONS = torch.linspace(0.2, 1, 33)
-# No runtime represents a scale that is not a normal float32; what is below is zero to all of them.
-_SMALLEST = 1e-20
+# No runtime represents a scale that is not a normal float32, nor the product of two that overflow it.
+_SMALLEST, _LARGEST = 1e-20, 1e15
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class Range:
     def __or__(self, other: "Range") -> "Range":
         return Range(min(self.low, other.low), max(self.high, other.high))
 
+    @property
+    def span(self) -> float:
+        return self.high - self.low
+
 
 @dataclass(frozen=True)
 class QParams:
@@ -40,9 +44,45 @@ class QParams:
     zero_point: int
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """How many values lie in each of equal bins between the ends; zeros are in none, they cost no error."""
+
+    range: Range
+    counts: Tensor
+
+    def __or__(self, other: "Histogram") -> "Histogram":
+        """Of both sets of values; where the ends differ, a value may move by one bin."""
+        both = self.range | other.range
+        return Histogram(both, self._between(both) + other._between(both))
+
+    @property
+    def centres(self) -> Tensor:
+        return self.range.low + self.range.span / _BINS * (torch.arange(_BINS, dtype=torch.float64) + 0.5)
+
+    def _between(self, ends: Range) -> Tensor:
+        if ends == self.range or not ends.span:
+            return self.counts
+        places = ((self.centres - ends.low) * (_BINS / ends.span)).long().clamp(0, _BINS - 1)
+        return torch.zeros_like(self.counts).index_add_(0, places, self.counts)
+
+
+def histogram(values: Sequence[Tensor]) -> Histogram:
+    """The histogram of all values of some tensors. Raises `ValueError` if one is not finite, or beyond 1e15."""
+    ends = torch.stack([torch.stack(v.aminmax()) for v in values if v.numel()] or [torch.zeros(2)]).double()
+    found = Range(min(0.0, float(ends[:, 0].min())), max(0.0, float(ends[:, 1].max())))
+    if not bool(ends.isfinite().all()) or max(found.high, -found.low) > _LARGEST:
+        raise ValueError("values are not finite")
+    counts = torch.zeros(_BINS, dtype=torch.float64)
+    if found.span > _SMALLEST:
+        for v in values:
+            counts += torch.histc(v[v != 0].float(), _BINS, found.low, found.high).double()
+    return Histogram(found, counts)
+
+
 def qparams_of(r: Range, levels: int = QMAX - QMIN) -> QParams:
     """The scale and zero point that represent a range in int8."""
-    scale = _float32(max((r.high - r.low) / levels, _SMALLEST))
+    scale = float32(max(r.span / levels, _SMALLEST))
     return QParams(scale, min(max(round(QMIN - r.low / scale), QMIN), QMAX))
 
 
@@ -51,30 +91,30 @@ def weight_scales(weight: Tensor, levels: int = QMAX) -> Tensor:
     return (weight.detach().flatten(1).abs().amax(1) / levels).clamp(min=_SMALLEST)
 
 
-def _float32(x: float) -> float:
+def float32(x: float) -> float:
+    """The nearest float32: what every runtime stores."""
     return float(torch.tensor(x, dtype=torch.float32))
 
 
-def _minmax(values: Sequence[Tensor]) -> Range:
-    return Range(min(0.0, *(float(v.min()) for v in values)), max(0.0, *(float(v.max()) for v in values)))
+def _minmax(seen: Histogram) -> Range:
+    return seen.range
 
 
-def _percentile(values: Sequence[Tensor]) -> Range:
-    full = _minmax(values)
-    centres, counts = _histogram(values, full)
-    share = counts.cumsum(0) / counts.sum()
+def _percentile(seen: Histogram) -> Range:
+    total = float(seen.counts.sum())
+    if not total:
+        return seen.range
+    full, centres, share = seen.range, seen.centres, seen.counts.cumsum(0) / total
     low = float(centres[int((share <= 1 - _PERCENTILE).sum())])
     high = float(centres[min(int((share < _PERCENTILE).sum()), _BINS - 1)])
     return Range(min(0.0, low if full.low < 0 else 0.0), max(0.0, high if full.high > 0 else 0.0))
 
 
-def _mse(values: Sequence[Tensor]) -> Range:
-    full = _minmax(values)
-    if full.low == full.high:
+def _mse(seen: Histogram) -> Range:
+    full, held = seen.range, seen.counts > 0
+    if not bool(held.any()):
         return full
-    centres, counts = _histogram(values, full)
-    held = counts > 0
-    centres, counts = centres[held], counts[held]
+    centres, counts = seen.centres[held], seen.counts[held]
     # One end after the other: both at once would be a thousand candidates for the same answer.
     highs = full.high * _FRACTIONS
     high = highs[_errors(torch.full_like(highs, full.low), highs, centres, counts).argmin()]
@@ -91,21 +131,6 @@ def _errors(lows: Tensor, highs: Tensor, centres: Tensor, counts: Tensor) -> Ten
     return (((steps - zeros) * scales - centres) ** 2 * counts).sum(1)
 
 
-def _histogram(values: Sequence[Tensor], full: Range) -> tuple[Tensor, Tensor]:
-    """Centres of the bins, and how many of the values that are not zero lie in each."""
-    width = (full.high - full.low) / _BINS
-    counts = torch.zeros(_BINS, dtype=torch.float64)
-    zeros = 0
-    for v in values:
-        flat = v.flatten().float()
-        zeros += int((flat == 0).sum())
-        counts += torch.histc(flat, _BINS, full.low, full.high).double()
-    centres = full.low + width * (torch.arange(_BINS, dtype=torch.float64) + 0.5)
-    # Most of what follows a ReLU is exactly zero, and zero costs no error whatever the scale.
-    counts[min(int(-full.low / width), _BINS - 1)] -= zeros
-    return centres, counts.clamp(min=0)
-
-
-Estimator = Callable[[Sequence[Tensor]], Range]
+Estimator = Callable[[Histogram], Range]
 
 ESTIMATORS: Mapping[str, Estimator] = {"minmax": _minmax, "percentile": _percentile, "mse": _mse}

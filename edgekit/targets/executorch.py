@@ -19,7 +19,7 @@ from edgekit.graph import rewrite
 from edgekit.graph._edit import REFUSAL
 from edgekit.graph.half import to_half
 from edgekit.quantization.weight_only import DEPTHWISE, EVERY, LINEAR, WeightScheme
-from edgekit.targets import executorch_compression
+from edgekit.targets import executorch_compression, executorch_int8
 from edgekit.targets._base import Arrays, Runner, Target, need
 from edgekit.targets._diagnosis import cannot_lower, explain
 from edgekit.targets._graph import op_name, sample_inputs, sources
@@ -63,16 +63,24 @@ class Executorch(Target):
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
     ) -> Delegation:
-        exir = need("executorch.exir", self)
-        xnnpack = need("executorch.backends.xnnpack.partition.xnnpack_partitioner", self)
         if precision == "fp16":
             program = to_half(program, sample_inputs(program))
         program = rewrite(program, self.name)
-        if precision in executorch_compression.PRECISIONS:
-            program = executorch_compression.integer_products(program)
+        if precision not in executorch_compression.PRECISIONS:
+            return self._write(program, path)
+        try:
+            delegation = self._write(executorch_compression.integer_products(program), path)
+            self.runner(path, inputs, outputs)([x.numpy() for x in sample_inputs(program)])
+            return delegation
+        except (LoweringFailed, RuntimeError):
+            # XNNPACK does not take each convolution behind a change of rank, and says so only when it runs.
+            return self._write(executorch_compression.integer_products(program, convolutions=False), path)
+
+    def _write(self, program: ExportedProgram, path: Path) -> Delegation:
+        exir = need("executorch.exir", self)
         with _refusals() as reasons:
             try:
-                edge = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
+                edge = exir.to_edge_transform_and_lower(program, partitioner=[executorch_int8.partitioner(self)])
                 delegation, fallback = _delegation(edge.exported_program(), reasons)
                 self._check_kernels(fallback)
                 lowered = edge.to_executorch()

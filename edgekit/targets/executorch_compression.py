@@ -24,10 +24,13 @@ _PRODUCTS = (_aten.linear.default, _aten.conv2d.default, _aten.conv2d.padding, _
 _EPS = torch.finfo(torch.float32).eps
 
 
-def integer_products(program: ExportedProgram) -> ExportedProgram:
-    """`program` with dynamically quantized inputs and integer weights where a weight lies on a grid."""
+def integer_products(program: ExportedProgram, convolutions: bool = True) -> ExportedProgram:
+    """`program` with dynamically quantized inputs and integer weights where a weight lies on a grid.
+
+    Of linears alone unless `convolutions`.
+    """
     editor = Editor(program)
-    for node in editor.nodes(*_PRODUCTS):
+    for node in editor.nodes(*(_PRODUCTS if convolutions else _PRODUCTS[:1])):
         weight = argument(node, 1, "weight")
         value = editor.constant_value(weight)
         grid = None if value is None or not _has_kernel(node, value) else on_grid(value, 4) or on_grid(value, 8)

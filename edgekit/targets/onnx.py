@@ -70,11 +70,11 @@ class Onnx(Target):
             )
             assert exported is not None
             model = exported.model_proto
+            if precision == "int8":
+                onnx_int8.fuse(onnx, model)
             _strip(model)
             if precision in onnx_compression.PRECISIONS:
                 onnx_compression.compress(onnx, model, precision)
-            if precision == "int8":
-                onnx_int8.fuse(onnx, model)
             onnx.checker.check_model(model)
         except Exception as error:  # torch.onnx wraps what it meets in several types, the cause last
             raise explain(self, program, error) from error

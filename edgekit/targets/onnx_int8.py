@@ -7,6 +7,7 @@ ReduceMean over a map          = GlobalAveragePool, the mean that has an integer
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 _MAP = {2, 3}
 
@@ -29,45 +30,60 @@ class _Graph:
         self.onnx, self.graph = onnx, model.graph
         self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
         self.maker = {name: node for node in model.graph.node for name in node.output}
+        self.rank = {known.name: len(known.type.tensor_type.shape.dim) for known in model.graph.value_info}
 
     def value(self, name: str) -> Any:
         """The array of an initializer, or None."""
         return self.onnx.numpy_helper.to_array(self.stored[name]) if name in self.stored else None
 
+    def _made_by(self, name: str, kind: str) -> Any | None:
+        """The node of that kind that makes a value."""
+        node = self.maker.get(name)
+        return node if node is not None and node.op_type == kind else None
+
     def take_pads(self, conv: Any) -> None:
         """Let a convolution pad by itself where its input was padded with the integer that means zero."""
-        dequantize = self.maker.get(conv.input[0])
-        pad = self.maker.get(dequantize.input[0]) if dequantize is not None else None
-        if pad is None or dequantize.op_type != "DequantizeLinear" or pad.op_type != "Pad":
+        dequantize = self._made_by(conv.input[0], "DequantizeLinear")
+        pad = self._made_by(dequantize.input[0], "Pad") if dequantize else None
+        if dequantize is None or pad is None:
             return
         pads, fill = self.value(pad.input[1]), self.value(pad.input[2]) if len(pad.input) > 2 else None
         zero = self.value(dequantize.input[2])
         attribute = next((a for a in conv.attribute if a.name == "pads"), None)
         if pads is None or fill is None or attribute is None or len(pad.input) > 3 or not np.array_equal(fill, zero):
             return
-        begin, end = pads[: len(pads) // 2], pads[len(pads) // 2 :]
-        if min(pads) < 0 or any((*begin[:2], *end[:2])):
+        sides = np.reshape(pads, (2, -1)).copy()
+        if sides.min() < 0 or not sides[:, 2:].any():
             return
-        own = [*begin[2:], *end[2:]]
-        attribute.ints[:] = [int(a + b) for a, b in zip(attribute.ints, own, strict=True)]
-        scale, zero_point = dequantize.input[1:3]
-        unpadded = f"{conv.input[0]}_unpadded"
-        if unpadded not in self.maker:
-            fresh = self.onnx.helper.make_node(
-                "DequantizeLinear", [pad.input[0], scale, zero_point], [unpadded], name=unpadded
-            )
-            self.maker[unpadded] = fresh
-            self.graph.node.insert(list(self.graph.node).index(dequantize), fresh)
-        conv.input[0] = unpadded
+        attribute.ints[:] = [int(a + b) for a, b in zip(attribute.ints, sides[:, 2:].flat, strict=True)]
+        conv.input[0] = self._unpadded(pad, dequantize, sides)
+
+    def _unpadded(self, pad: Any, dequantize: Any, sides: NDArray[Any]) -> str:
+        """What a convolution reads whose height and width are no longer padded: its channels still are."""
+        result = f"{dequantize.output[0]}_unpadded"
+        if result in self.maker:
+            return result
+        source = pad.input[0]
+        if sides[:, :2].any():
+            sides[:, 2:] = 0
+            amounts = self.onnx.numpy_helper.from_array(sides.flatten(), f"{result}_channels")
+            self.graph.initializer.append(amounts)
+            source = self._insert(pad, "Pad", [source, amounts.name, pad.input[2]], f"{result}_wide")
+        return self._insert(dequantize, "DequantizeLinear", [source, *dequantize.input[1:3]], result)
+
+    def _insert(self, before: Any, kind: str, inputs: list[str], output: str) -> str:
+        node = self.onnx.helper.make_node(kind, inputs, [output])
+        self.graph.node.insert(list(self.graph.node).index(before), node)
+        self.maker[output] = node
+        return output
 
     def pool(self, mean: Any) -> None:
         """The mean over height and width of a quantized map as a pool."""
-        source = self.maker.get(mean.input[0])
         axes = self.value(mean.input[1]) if len(mean.input) > 1 else None
         keeps = next((a.i for a in mean.attribute if a.name == "keepdims"), 1)
-        if source is None or source.op_type != "DequantizeLinear" or axes is None or not keeps:
+        if self._made_by(mean.input[0], "DequantizeLinear") is None or axes is None or not keeps:
             return
-        if {int(a) % 4 for a in axes} == _MAP:
+        if self.rank.get(mean.input[0]) == 4 and {int(a) % 4 for a in axes} == _MAP:
             mean.op_type = "GlobalAveragePool"
             del mean.input[1:], mean.attribute[:]
 

@@ -100,17 +100,17 @@ class Tflite(Target):
             x.permute(0, 2, 3, 1).contiguous() if image else x
             for x, image in zip(sample_inputs(program), images, strict=True)
         )
-        quantized = precision == "int8"
-        if quantized:
-            program = float_weights(program)
+        config = None
+        if precision == "int8":
+            program, config = float_weights(program), tflite_int8.static(self)
         try:
             converted = litert_torch.convert(
-                _ChannelsLast(program.module(), images), samples, quant_config=tflite_int8.static(self) if quantized else None
+                _ChannelsLast(program.module(), images), samples, quant_config=config
             ).model_content()
         except Exception as error:  # the converter raises plain RuntimeError and MLIR errors
             raise explain(self, program, error) from error
-        if quantized:
-            converted = tflite_int8.float_ends(self, converted)
+        if precision == "int8":
+            converted = tflite_int8.float_islands(self, converted)
         if precision in tflite_compression.PRECISIONS:
             converted = tflite_compression.compress(self, converted, precision)
         path.write_bytes(converted)  # its own writer ends the process on a full disk

@@ -1,10 +1,16 @@
-"""LiteRT in int8: what its converter is told, and float32 where it would leave int8 at the ends of a model."""
+"""LiteRT in int8: what its converter is told, and float32 again where it leaves int8 that nothing gains from."""
 
 from typing import Any
 
 import numpy as np
 
 from edgekit.targets._base import Target, need
+
+# What the XNNPACK delegate takes in int8; it runs other kinds in float, if they come so.
+_INT8 = frozenset((
+    "ADD", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "FULLY_CONNECTED", "MAX_POOL_2D", "MEAN",
+    "MUL", "PAD", "QUANTIZE", "RESHAPE", "SLICE", "STRIDED_SLICE", "SUB", "TRANSPOSE",
+))  # fmt: skip
 
 
 def static(target: Target) -> Any:
@@ -16,55 +22,86 @@ def static(target: Target) -> Any:
     )
 
 
-def float_ends(target: Target, content: bytes) -> bytes:
-    """The model with float32 inputs and outputs: the converter takes the first and last quantization off.
+def float_islands(target: Target, content: bytes) -> bytes:
+    """The model with float32 inputs and outputs, and with float32 around each op that has no int8 kernel in XNNPACK.
 
-    Its int8 inputs and outputs become inner tensors behind QUANTIZE and before DEQUANTIZE.
+    The converter takes a model's first and last quantization off, and turns every op between a dequantize and a
+    quantize node into one of int8. Both come back as QUANTIZE and DEQUANTIZE.
     """
     tools = need("ai_edge_litert.tools.flatbuffer_utils", target)
-    schema = need("ai_edge_litert.schema_py_generated", target)
     model = tools.read_model_from_bytearray(bytearray(content))
+    schema = need("ai_edge_litert.schema_py_generated", target)
     for number, graph in enumerate(model.subgraphs):
-        ends = _Ends(schema, model, graph)
-        graph.inputs = np.array([ends.moved(int(t), schema.BuiltinOperator.QUANTIZE) for t in graph.inputs], np.int32)
-        graph.outputs = np.array(
-            [ends.moved(int(t), schema.BuiltinOperator.DEQUANTIZE) for t in graph.outputs], np.int32
-        )
-        graph.operators = [*ends.first, *graph.operators, *ends.last]
+        casts = _Casts(schema, model, graph)
+        written: list[Any] = []
+        for op in graph.operators:
+            if tools.opcode_to_name(model, op.opcodeIndex) in _INT8:
+                written.append(op)
+            else:
+                written += casts.around(op)
+        graph.operators = casts.ends(written)
         for signature in model.signatureDefs or ():
             if signature.subgraphIndex == number:
                 for entry in (*signature.inputs, *signature.outputs):
-                    entry.tensorIndex = ends.replaced.get(entry.tensorIndex, entry.tensorIndex)
+                    entry.tensorIndex = casts.outer.get(entry.tensorIndex, entry.tensorIndex)
     return bytes(tools.convert_object_to_bytearray(model))
 
 
-class _Ends:
-    """The float tensors that stand for the int8 inputs and outputs of a graph, and the ops that make one of the other."""
+class _Casts:
+    """Float tensors beside the int8 ones of a graph, and the ops that make one of the other."""
 
     def __init__(self, schema: Any, model: Any, graph: Any) -> None:
         self.schema, self.model, self.graph = schema, model, graph
-        self.replaced: dict[int, int] = {}
-        self.first: list[Any] = []
-        self.last: list[Any] = []
+        self.outer: dict[int, int] = {}
+        """The float tensors that stand for int8 inputs and outputs of the graph."""
 
-    def moved(self, index: int, kind: int) -> int:
-        """The tensor outside: a new one of float32 where that of `index` is int8."""
-        inner = self.graph.tensors[index]
-        if inner.type != self.schema.TensorType.INT8:
-            return index
-        outer = self.schema.TensorT()
-        outer.name, outer.shape, outer.shapeSignature = inner.name, inner.shape, inner.shapeSignature
-        outer.type, outer.buffer = self.schema.TensorType.FLOAT32, 0
-        inner.name = inner.name + b"_int8"
-        self.graph.tensors.append(outer)
-        self.replaced[index] = len(self.graph.tensors) - 1
-        ends = [index, self.replaced[index]]
-        incoming = kind == self.schema.BuiltinOperator.QUANTIZE
+    def ends(self, operators: list[Any]) -> list[Any]:
+        """`operators` between float inputs and outputs of the graph."""
+        kinds, first, last = self.schema.BuiltinOperator, [], []
+        for indices in (self.graph.inputs, self.graph.outputs):
+            for place, index in enumerate(indices):
+                if not self._is_int8(int(index)):
+                    continue
+                # The name is the model's interface.
+                name = self.graph.tensors[index].name
+                self.graph.tensors[index].name = name + b"_int8"
+                self.outer[int(index)] = self._float(int(index), name)
+                indices[place] = self.outer[int(index)]
+                if indices is self.graph.inputs:
+                    first.append(self._op(kinds.QUANTIZE, self.outer[int(index)], int(index)))
+                else:
+                    last.append(self._op(kinds.DEQUANTIZE, int(index), self.outer[int(index)]))
+        return [*first, *operators, *last]
+
+    def around(self, op: Any) -> list[Any]:
+        """`op` in float, between the ops that make its int8 operands float and its results int8."""
+        kinds, before, behind = self.schema.BuiltinOperator, [], []
+        for place, index in enumerate(map(int, op.inputs)):
+            if index >= 0 and self._is_int8(index):
+                op.inputs[place] = self._float(index, self.graph.tensors[index].name + b"_float")
+                before.append(self._op(kinds.DEQUANTIZE, index, int(op.inputs[place])))
+        for place, index in enumerate(map(int, op.outputs)):
+            if self._is_int8(index):
+                op.outputs[place] = self._float(index, self.graph.tensors[index].name + b"_float")
+                behind.append(self._op(kinds.QUANTIZE, int(op.outputs[place]), index))
+        return [*before, op, *behind]
+
+    def _is_int8(self, index: int) -> bool:
+        return bool(self.graph.tensors[index].type == self.schema.TensorType.INT8)
+
+    def _float(self, index: int, name: bytes) -> int:
+        """A new float32 tensor of the shape of another."""
+        like, fresh = self.graph.tensors[index], self.schema.TensorT()
+        fresh.name, fresh.shape, fresh.shapeSignature = name, like.shape, like.shapeSignature
+        fresh.type, fresh.buffer = self.schema.TensorType.FLOAT32, 0
+        self.graph.tensors.append(fresh)
+        return len(self.graph.tensors) - 1
+
+    def _op(self, kind: int, source: int, result: int) -> Any:
         op = self.schema.OperatorT()
         op.opcodeIndex = self._code(kind)
-        op.inputs, op.outputs = (np.array([end], np.int32) for end in (ends[::-1] if incoming else ends))
-        (self.first if incoming else self.last).append(op)
-        return self.replaced[index]
+        op.inputs, op.outputs = np.array([source], np.int32), np.array([result], np.int32)
+        return op
 
     def _code(self, kind: int) -> int:
         codes = [code.builtinCode for code in self.model.operatorCodes]

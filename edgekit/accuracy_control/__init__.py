@@ -1,0 +1,206 @@
+"""Accuracy control: the fewest layers stay in float with which int8 loses no more than was allowed.
+
+The layers are ranked by `edgekit.quantization.sensitivity` on the photos of the calibration, which needs no labels; the
+drop is measured on labelled images with the model as it would be saved, quantized anew for each set of layers. What is
+compared with the target is the drop as measured: its interval, which is shown, is usually wider than what is allowed.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgekit.accuracy_control.journal import Journal
+from edgekit.accuracy_control.report import plot as plot
+from edgekit.accuracy_control.report import require_plots
+from edgekit.accuracy_control.search import fewest
+from edgekit.data import ImageSet, spread
+from edgekit.errors import BadInput, GateFailed, UsageError
+from edgekit.evaluation import labelled, truth_of
+from edgekit.evaluation.answers import answers_of, in_torch
+from edgekit.evaluation.statistics import paired_interval
+from edgekit.loading import Loaded
+from edgekit.quantization import float_form
+from edgekit.quantization.sensitivity import Sensitivity
+from edgekit.types import AccuracyControl, AccuracyTarget, LayerSensitivity, QuantizationOptions, Step, Trial
+
+SAMPLES = 32
+"""Photos that sensitivities are measured on: with other 32, the first layers of the ranking are the same."""
+Calls = Sequence[Sequence[Tensor]]
+Quantize = Callable[[QuantizationOptions], Loaded]
+
+
+def control_accuracy(
+    loaded: Loaded,
+    quantized: Quantize,
+    calls: Calls,
+    options: QuantizationOptions,
+    target: AccuracyTarget,
+    work: Path,
+    on_step: Step | None = None,
+) -> AccuracyControl:
+    """The fewest layers of `loaded` that must stay in float, beside `options.keep_float`, to meet `target`.
+
+    `quantized` makes the int8 model, `calls` are the inputs it is calibrated with. Measurements are kept in the file
+    `work` and found there again after an interruption. It is the caller's to delete; a refusal takes it away.
+    Raises `BadInput` for data without labels or a model without classes, `GateFailed` for a target out of reach.
+    """
+    if not 0 <= target.max_drop <= 100:
+        raise BadInput(f"--max-drop is a number of points from 0 to 100, not {target.max_drop:g}", "Type --max-drop 1")
+    if target.samples is not None and target.samples < 1:
+        raise BadInput(
+            f"--num-accuracy-samples is at least 1, not {target.samples}", "Leave it out to use all the images."
+        )
+    require_plots()
+    data = Path(target.data)
+    images = labelled(data)
+    chosen = spread(images.labels, target.samples or len(images))
+    truth, notes = truth_of(images, chosen, loaded.labels, in_torch(loaded, len(chosen)).classes)
+    journal = Journal(work, _key(loaded, calls, options, data, chosen, truth))
+    try:
+        measured = _Measurements(loaded, quantized, calls, options, images, chosen, truth, journal, on_step)
+        return _controlled(measured, target, notes)
+    except (GateFailed, UsageError):
+        journal.remove()
+        raise
+
+
+def _controlled(measured: "_Measurements", target: AccuracyTarget, notes: list[str]) -> AccuracyControl:
+    max_drop = target.max_drop
+    layers = measured.ranking()
+    if not layers:
+        raise BadInput(
+            "no layer of the model runs in int8", "Leave --accuracy-data out, or keep fewer layers in float."
+        )
+    names = fewest([layer.name for layer in layers], lambda kept: measured.trial(kept).drop <= max_drop)
+    if names is None:
+        best = min(measured.trials.values(), key=lambda t: t.drop)
+        raise GateFailed(
+            f"the drop of top-1 is not within {max_drop:g} points with fewer than all {len(layers)} layers in float: "
+            f"with {len(best.keep_float)} of them it is {best.drop:.2f} "
+            f"(95 % interval {best.drop_ci95[0]:.2f} to {best.drop_ci95[1]:.2f})",
+            "Allow more with --max-drop, calibrate with more photos or another --range-estimator, or use fp16.",
+        )
+    kept = [layer for layer in layers if layer.name in names]
+    return AccuracyControl(
+        data=Path(target.data).name,
+        max_drop=max_drop,
+        n=measured.n,
+        unreadable=len(measured.chosen) - measured.n,
+        reference_top1=measured.reference_top1,
+        chosen=measured.trial(names),
+        macs=sum(layer.macs for layer in kept),
+        macs_total=sum(layer.macs for layer in layers),
+        bytes=sum(layer.bytes for layer in kept),
+        bytes_total=sum(layer.bytes for layer in layers),
+        samples=measured.samples,
+        layers=layers,
+        trials=tuple(measured.trials.values()),
+        notes=tuple(notes),
+    )
+
+
+class _Measurements:
+    """What is measured of one model, each once: which images it gets right with which layers in float."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        quantized: Quantize,
+        calls: Calls,
+        options: QuantizationOptions,
+        images: ImageSet,
+        chosen: Sequence[int],
+        truth: NDArray[np.int64],
+        journal: Journal,
+        on_step: Step | None,
+    ) -> None:
+        self._loaded, self._quantized, self._calls, self._options = loaded, quantized, calls, options
+        self._images, self.chosen, self._truth = images, chosen, truth
+        self._journal, self._on_step = journal, on_step
+        self.samples = min(SAMPLES, len(calls))
+        self.trials: dict[tuple[str, ...], Trial] = {}
+        self._float = self._right("float", lambda: loaded)
+        self.n = len(self._float)
+        self.reference_top1 = 100 * int(self._float.sum()) / self.n
+
+    def ranking(self) -> tuple[LayerSensitivity, ...]:
+        """The layers in int8, the most sensitive first."""
+        # The correction of what comes from the layers before would be wrong where these are in float.
+        bias_correction = "fast" if self._options.bias_correction == "full" else self._options.bias_correction
+        options = replace(self._options, bias_correction=bias_correction)
+        whole = float_form(self._loaded.program, self._calls, options)
+        sensitivity = Sensitivity(whole, self._quantized(options).program, options.keep_float)
+        calls = self._calls[: self.samples]
+        damages = []
+        for done, call in enumerate(calls, 1):
+            damages.append(self._journal.recall(f"damages {done}", lambda: sensitivity.damages(call)))  # noqa: B023
+            if self._on_step:
+                self._on_step(f"measuring the sensitivity of {len(sensitivity.layers)} layers", done, len(calls))
+        means = np.asarray(damages, np.float64).reshape(len(calls), -1, 2).mean(0)
+        found = [
+            LayerSensitivity(
+                name=layer.name,
+                nats=float(alone + spared) / 2,
+                alone=float(alone),
+                spared=float(spared),
+                macs=layer.macs,
+                bytes=layer.bytes,
+            )
+            for layer, (alone, spared) in zip(sensitivity.layers, means, strict=True)
+        ]
+        return tuple(sorted(found, key=lambda layer: -layer.nats))
+
+    def trial(self, kept: tuple[str, ...]) -> Trial:
+        """The drop with the layers `kept` in float."""
+        if kept not in self.trials:
+            options = replace(self._options, keep_float=(*self._options.keep_float, *kept))
+            right = self._right(f"keep {' '.join(kept)}", lambda: self._quantized(options), len(kept))
+            lost, gained = int((self._float & ~right).sum()), int((right & ~self._float).sum())
+            self.trials[kept] = Trial(
+                keep_float=kept,
+                top1=100 * int(right.sum()) / self.n,
+                drop=100 * (lost - gained) / self.n,
+                drop_ci95=paired_interval(lost, gained, self.n),
+            )
+        return self.trials[kept]
+
+    def _right(self, name: str, model: Callable[[], Loaded], kept: int | None = None) -> NDArray[np.bool_]:
+        """Of each image that can be read, whether the model's first class is the true one."""
+        report = self._on_step
+        what = "the float model" if kept is None else f"int8 with {kept} layers in float"
+
+        def measure() -> str:
+            step = None if report is None else lambda _, done, total: report(f"evaluating {what}", done, total)
+            judge = in_torch(model(), len(self.chosen))
+            answers = answers_of(self._images, self.chosen, [judge], step)
+            right = answers.ranked[0][:, 0] == self._truth[answers.read]
+            return "".join(map(str, right.astype(int)))
+
+        return np.array(list(self._journal.recall(name, measure))) == "1"
+
+
+def _key(
+    loaded: Loaded,
+    calls: Calls,
+    options: QuantizationOptions,
+    data: Path,
+    chosen: Sequence[int],
+    truth: NDArray[np.int64],
+) -> str:
+    """A hash of all that the measurements depend on; of the images, the names, sizes and times of their files."""
+    program, found = loaded.program, hashlib.sha256()
+    files = [p for p in sorted(data.rglob("*")) if p.is_file()] if data.is_dir() else [data]
+    stats = [(str(p), s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
+    facts = (version("edgekit"), torch.__version__, options, loaded.preprocess, stats, chosen, truth.tolist())
+    found.update(f"{facts} {program.graph}".encode())
+    for tensor in (*program.state_dict.values(), *program.constants.values(), *(x for call in calls for x in call)):
+        if isinstance(tensor, Tensor):
+            found.update(tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()
