@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgekit.accuracy_control import AccuracyTarget as AccuracyTarget
     from edgekit.artifacts import load_artifact as load_artifact
     from edgekit.evaluation import evaluate as evaluate
     from edgekit.inspection import doctor as doctor
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from edgekit.prediction import predict as predict
     from edgekit.profiling import profile as profile
     from edgekit.quantizing import quantize as quantize
+    from edgekit.training import train as train
     from edgekit.verification import verify as verify
     from edgekit.weights import import_weights as import_weights
 
@@ -29,6 +31,7 @@ _PLACES = {
     "list_models": "models",
     "export": "pipeline",
     "quantize": "quantizing",
+    "train": "training",
     "verify": "verification",
     "evaluate": "evaluation",
     "predict": "prediction",
@@ -37,6 +40,7 @@ _PLACES = {
     "doctor": "inspection",
     "import_weights": "weights",
     "load_artifact": "artifacts",
+    "AccuracyTarget": "accuracy_control",
     "Artifact": "types",
     "Evaluation": "types",
     "Manifest": "types",

@@ -20,6 +20,7 @@ from edgekit.errors import BadInput, UnknownName
 from edgekit.graph.capture import capture
 from edgekit.models import ZOO, check_input, create_model, deploy, labels_of, load_weights, read_state
 from edgekit.programs import example_inputs, read_program, read_quantized
+from edgekit.quantization import Simulation
 from edgekit.types import ModelRequest, ModelSpec, Preprocess, Quantized, Shape, Weights
 from edgekit.user_code import call
 
@@ -231,7 +232,7 @@ def _load_quantized(
     return Loaded(
         name=quantized.name,
         request=request,
-        module=program.module(),
+        module=Simulation(program),
         program=program,
         inputs=inputs,
         weights=Weights(source=Path(request.model).name, sha256=sha256(Path(request.model))),

@@ -32,6 +32,7 @@ from edgekit.errors import (
 )
 from edgekit.loading import Loaded, load
 from edgekit.profiling import compare
+from edgekit.quantization import Simulation
 from edgekit.quantization.weight_only import left_float, quantize_weights, weight_bits
 from edgekit.quantizing import with_precision
 from edgekit.targets import TARGETS, Target, precision_name
@@ -49,6 +50,7 @@ from edgekit.types import (
 )
 from edgekit.verification import float_model, golden_of, in_artifact_layout, simulated, verifications
 
+NONE: Golden = ([], [])
 FASTER = ("int8", "int8-dynamic")
 """Precisions that promise speed; int8-weight and int4-weight promise size."""
 
@@ -111,11 +113,9 @@ def export(
     original = load(request, None if isinstance(model, str) else model)
     loaded = with_precision(original, asked, calibration, num_calibration_samples, options, on_step)
     precision = asked or (loaded.quantized.scheme if loaded.quantized else "fp32")
-    photos = [[x.numpy() for x in photo] for photo in loaded.photos]
-    job = _Job(
-        request, precision, Path(out), verify, min_sqnr, force, simulated(loaded.program, photos if verify else [])
-    )
+    job = _Job(request, precision, Path(out), verify, min_sqnr, force)
     golden = golden_of(loaded)
+    simulations = _simulations(loaded, golden, {t.kernels for t in targets}, verify)
     _check_labels(loaded, golden)
     for t in targets:
         _check_destination(_destination(loaded, t, job), loaded, t, job)
@@ -124,7 +124,7 @@ def export(
     for n, t in enumerate(targets, start=1):
         report(f"{t.title} {precision}", n, total)
         try:
-            artifact = _export_one(loaded, golden, t, job)
+            artifact = _export_one(loaded, *simulations.get(t.kernels, (golden, NONE)), t, job)
             if compare_speed and precision in FASTER:
                 report(f"{t.title}: {precision} against fp32", n, total)
                 artifact = replace(artifact, speed=_speed(original, artifact, t, job))
@@ -167,7 +167,17 @@ class _Job:
     verify: bool
     min_sqnr: float | None
     force: bool
-    photos: Golden = ([], [])
+
+
+def _simulations(
+    loaded: Loaded, golden: Golden, kernels: set[str], with_photos: bool
+) -> dict[str, tuple[Golden, Golden]]:
+    """The answers of an int8 model to its golden inputs and to photos, rounded as each kind of kernels does."""
+    if loaded.quantized is None:
+        return {}
+    photos = [[x.numpy() for x in photo] for photo in loaded.photos] if with_photos else []
+    modules = {name: Simulation(loaded.program, name) for name in kernels}
+    return {name: (simulated(module, golden[0]), simulated(module, photos)) for name, module in modules.items()}
 
 
 def _speed(original: Loaded, artifact: Artifact, target: Target, job: _Job) -> Comparison | None:
@@ -175,13 +185,14 @@ def _speed(original: Loaded, artifact: Artifact, target: Target, job: _Job) -> C
     try:
         loaded = float_model(original)
         with TemporaryDirectory() as folder:
-            fp32 = replace(job, precision="fp32", out=Path(folder), verify=False, photos=([], []))
-            return compare(_export_one(loaded, golden_of(loaded), target, fp32), artifact)
+            fp32 = replace(job, precision="fp32", out=Path(folder), verify=False)
+            return compare(_export_one(loaded, golden_of(loaded), NONE, target, fp32), artifact)
     except (UsageError, EnvironmentProblem):  # its float model is gone, or its runtime is not of this machine
         return None
 
 
-def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Artifact:
+def _export_one(loaded: Loaded, golden: Golden, photos: Golden, target: Target, job: _Job) -> Artifact:
+    """`golden` is what the artifact should answer; so is `photos`, which are looked at but not stored."""
     start = time.perf_counter()
     destination = _destination(loaded, target, job)
     target.require()
@@ -191,7 +202,7 @@ def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Ar
     program = loaded.program if scheme is None else quantize_weights(loaded.program, scheme)
     floats = loaded.float_outputs if scheme is None else golden[1]
     if scheme is not None:
-        golden = simulated(program, golden[0])
+        golden = simulated(program.module(), golden[0])
     floats = in_artifact_layout(([], [list(sample) for sample in floats]), inputs, outputs)[1]
     golden = in_artifact_layout(golden, inputs, outputs)
     with atomic_folder(destination) as folder:
@@ -202,7 +213,7 @@ def _export_one(loaded: Loaded, golden: Golden, target: Target, job: _Job) -> Ar
         manifest = _manifest(loaded, target, job, folder, inputs, outputs, delegation)
         write_manifest(folder, manifest)
         if job.verify:
-            manifest = _verified(folder, manifest, job, in_artifact_layout(job.photos, inputs, outputs))
+            manifest = _verified(folder, manifest, job, in_artifact_layout(photos, inputs, outputs))
             write_manifest(folder, manifest)
         if destination.exists() and not job.force and not same_files(folder, destination):
             raise _exists(destination)

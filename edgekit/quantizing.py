@@ -8,18 +8,19 @@ from pathlib import Path
 
 from torch import nn
 
-from edgekit.accuracy_control import control_accuracy, plot
+from edgekit.accuracy_control import AccuracyControl, AccuracyTarget, control_accuracy, plot
 from edgekit.artifacts import write_file
 from edgekit.calibration import CalibrationSet, calibration_set
 from edgekit.errors import BadInput, UnknownName, Unsupported
 from edgekit.loading import Loaded, load
 from edgekit.programs import quantized_bytes
+from edgekit.quantization import Simulation
 from edgekit.quantization import quantize as quantize_program
-from edgekit.types import AccuracyControl, AccuracyTarget, ModelRequest, QuantizationOptions, Quantized, Shape, Step
+from edgekit.types import ModelRequest, QuantizationOptions, Quantized, Shape, Step
 from edgekit.verification import golden_of
 
 SCHEMES = {"int8": "int8", "w8a8": "int8"}
-_PHOTOS = 96
+_PHOTOS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,8 @@ def _photos(
 
 
 def _in_int8(loaded: Loaded, photos: CalibrationSet, options: QuantizationOptions, on_step: Step | None) -> Loaded:
-    program = quantize_program(loaded.program, photos.samples, options, on_step)
+    found: list[str] = []
+    program = quantize_program(loaded.program, photos.samples, options, on_step, found.append)
     quantized = Quantized(
         scheme="int8",
         name=loaded.name,
@@ -193,13 +195,13 @@ def _in_int8(loaded: Loaded, photos: CalibrationSet, options: QuantizationOption
         options=options,
         preprocess=loaded.preprocess,
         labels=loaded.labels,
-        notes=(*loaded.notes, *(f"calibration: {text}" for text in photos.warnings)),
+        notes=(*loaded.notes, *(f"calibration: {text}" for text in photos.warnings), *found),
         edgekit=version("edgekit"),
     )
     return replace(
         loaded,
         program=program,
-        module=program.module(),
+        module=Simulation(program),
         notes=quantized.notes,
         quantized=quantized,
         float_outputs=tuple(map(tuple, golden_of(loaded)[1])),

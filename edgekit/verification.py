@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.export import ExportedProgram
 
 from edgekit.artifacts import Golden, load_artifact, read_golden
 from edgekit.data import apply, open_images, read_image, sample_photos
@@ -75,19 +74,28 @@ def verifications(
         golden = stored if images is None else _golden_of(artifact, Path(images), model)
         found.append(compare(artifact, golden, floor))
     else:
-        least = SIMULATION_SQNR_DB[artifact.manifest.precision]
         both = ([*stored[0], *more[0]], [*stored[1], *more[1]])
-        floats = read_golden(artifact, "float") if images is None else _golden_of(artifact, Path(images), model)
+        floats = read_golden(artifact, "float")
+        least = min(SIMULATION_SQNR_DB[artifact.manifest.precision], _nearest_output(floats[1], stored[1]))
         found.append(compare(artifact, both, least, "simulation"))
-        found.append(compare(artifact, floats, floor))
+        found.append(compare(artifact, floats if images is None else _golden_of(artifact, Path(images), model), floor))
     first = found[0]
     found[0] = replace(first, passed=first.passed and not wrong, failures=(*wrong, *first.failures))
     return tuple(found)
 
 
-def simulated(program: ExportedProgram, samples: Sequence[Arrays]) -> Golden:
-    """`samples` with what `program` makes of them, run by torch."""
-    module = program.module()
+def _nearest_output(floats: Sequence[Arrays], integers: Sequence[Arrays]) -> float:
+    """The SQNR in dB of integers against the float model, of the output where that is least.
+
+    In a deep network one step that is rounded the other way in an early layer grows until it is as large as the error
+    of quantization itself. No runtime can be asked to be nearer to the simulation than the simulation is to the model.
+    """
+    outputs = range(len(floats[0]))
+    return min(sqnr_db(np.stack([f[i] for f in floats]), np.stack([q[i] for q in integers])) for i in outputs)
+
+
+def simulated(module: torch.nn.Module, samples: Sequence[Arrays]) -> Golden:
+    """`samples` with what `module` makes of them."""
     with torch.no_grad():
         outputs = [flat_outputs(module(*[torch.from_numpy(a) for a in sample])) for sample in samples]
     return list(samples), [[y.numpy() for y in output] for output in outputs]

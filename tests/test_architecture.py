@@ -33,7 +33,7 @@ LAYERS = (
     {"accuracy_control"},
     {"quantizing", "weights"},
     {"pipeline"},
-    {"inspection"},
+    {"inspection", "training"},
     {"cli"},
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

@@ -20,7 +20,9 @@ import edgekit
 from tests.conftest import TARGETS, Cli, Exporter, process
 
 Copier = Callable[..., Path]
-COMMANDS = ("models", "export", "verify", "evaluate", "predict", "inspect", "doctor")
+COMMANDS = (
+    "models", "export", "quantize", "train", "verify", "evaluate", "predict", "profile", "inspect", "doctor",
+)  # fmt: skip
 MODELS = ("lvt", "lvt-gap", "mobilenet-v2")
 
 

@@ -8,6 +8,7 @@ compared with the target is the drop as measured: its interval, which is shown, 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from torch import Tensor
 from edgekit.accuracy_control.journal import Journal
 from edgekit.accuracy_control.report import plot as plot
 from edgekit.accuracy_control.report import require_plots
+from edgekit.accuracy_control.results import AccuracyControl as AccuracyControl
+from edgekit.accuracy_control.results import AccuracyTarget as AccuracyTarget
+from edgekit.accuracy_control.results import LayerSensitivity, Trial
 from edgekit.accuracy_control.search import fewest
 from edgekit.data import ImageSet, spread
 from edgekit.errors import BadInput, GateFailed, UsageError
@@ -28,7 +32,7 @@ from edgekit.evaluation.statistics import paired_interval
 from edgekit.loading import Loaded
 from edgekit.quantization import float_form
 from edgekit.quantization.sensitivity import Sensitivity
-from edgekit.types import AccuracyControl, AccuracyTarget, LayerSensitivity, QuantizationOptions, Step, Trial
+from edgekit.types import QuantizationOptions, Step
 
 SAMPLES = 32
 """Photos that sensitivities are measured on: with other 32, the first layers of the ranking are the same."""
@@ -78,7 +82,11 @@ def _controlled(measured: "_Measurements", target: AccuracyTarget, notes: list[s
         raise BadInput(
             "no layer of the model runs in int8", "Leave --accuracy-data out, or keep fewer layers in float."
         )
-    names = fewest([layer.name for layer in layers], lambda kept: measured.trial(kept).drop <= max_drop)
+    names = fewest(
+        len(layers),
+        lambda kept: [layer.name for layer in measured.ranking(kept) if layer.name not in kept],
+        lambda kept: measured.trial(kept).drop <= max_drop,
+    )
     if names is None:
         best = min(measured.trials.values(), key=lambda t: t.drop)
         raise GateFailed(
@@ -130,32 +138,32 @@ class _Measurements:
         self.n = len(self._float)
         self.reference_top1 = 100 * int(self._float.sum()) / self.n
 
-    def ranking(self) -> tuple[LayerSensitivity, ...]:
-        """The layers in int8, the most sensitive first."""
+    @cached_property
+    def _sensitivity(self) -> Sensitivity:
         # The correction of what comes from the layers before would be wrong where these are in float.
         bias_correction = "fast" if self._options.bias_correction == "full" else self._options.bias_correction
         options = replace(self._options, bias_correction=bias_correction)
         whole = float_form(self._loaded.program, self._calls, options)
-        sensitivity = Sensitivity(whole, self._quantized(options).program, options.keep_float)
-        calls = self._calls[: self.samples]
-        damages = []
-        for done, call in enumerate(calls, 1):
-            damages.append(self._journal.recall(f"damages {done}", lambda: sensitivity.damages(call)))  # noqa: B023
-            if self._on_step:
-                self._on_step(f"measuring the sensitivity of {len(sensitivity.layers)} layers", done, len(calls))
-        means = np.asarray(damages, np.float64).reshape(len(calls), -1, 2).mean(0)
+        return Sensitivity(whole, self._quantized(options).program, options.keep_float)
+
+    def ranking(self, kept: tuple[str, ...] = ()) -> tuple[LayerSensitivity, ...]:
+        """The layers in int8, the most sensitive first where those of `kept` are in float."""
+        measure = self._sensitivity
+        alone = self._mean("alone", measure.alone)
+        spared = self._mean(f"spared beside {' '.join(kept)}", lambda call: measure.spared(call, kept))
         found = [
-            LayerSensitivity(
-                name=layer.name,
-                nats=float(alone + spared) / 2,
-                alone=float(alone),
-                spared=float(spared),
-                macs=layer.macs,
-                bytes=layer.bytes,
-            )
-            for layer, (alone, spared) in zip(sensitivity.layers, means, strict=True)
+            LayerSensitivity(name=x.name, nats=(a + s) / 2, alone=a, spared=s, macs=x.macs, bytes=x.bytes)
+            for x, a, s in zip(measure.layers, alone, spared, strict=True)
         ]
         return tuple(sorted(found, key=lambda layer: -layer.nats))
+
+    def _mean(self, name: str, measure: Callable[[Sequence[Tensor]], list[float]]) -> list[float]:
+        found = []
+        for done, call in enumerate(self._calls[: self.samples], 1):
+            found.append(self._journal.recall(f"{name}: {done}", partial(measure, call)))
+            if self._on_step:
+                self._on_step("measuring the sensitivity of the layers", done, self.samples)
+        return [float(x) for x in np.mean(np.asarray(found, np.float64).reshape(self.samples, -1), axis=0)]
 
     def trial(self, kept: tuple[str, ...]) -> Trial:
         """The drop with the layers `kept` in float."""

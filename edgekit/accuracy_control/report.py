@@ -3,8 +3,8 @@
 import io
 from typing import Any
 
+from edgekit.accuracy_control.results import AccuracyControl
 from edgekit.errors import MissingDependency
-from edgekit.types import AccuracyControl
 
 BARS = 24
 _FLOAT, _INT8, _TARGET = "#d9480f", "#4c78a8", "#555555"

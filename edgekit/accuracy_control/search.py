@@ -2,31 +2,33 @@
 
 from collections.abc import Callable, Sequence
 
-Reaches = Callable[[tuple[str, ...]], bool]
+Names = tuple[str, ...]
 
 
-def fewest(ranking: Sequence[str], reaches: Reaches) -> tuple[str, ...] | None:
-    """The members, in their order, that `reaches`; None where even all but the last do not.
+def fewest(number: int, rank: Callable[[Names], Sequence[str]], reaches: Callable[[Names], bool]) -> Names | None:
+    """The members that `reaches`, of `number` in all; None where even all but one do not.
 
-    The shortest prefix that does is found by doubling and bisection; then each member is given back that is not needed,
-    the lowest first. If more members never reach less, no member of the result can be left out (one more exchange might
-    still save some: the smallest set of all would take as many measurements as there are sets).
+    `rank` gives the members that are left, the best first, beside those that are taken. The shortest prefix of the
+    ranking that reaches the target is found by doubling, with a new ranking of the rest each time, and bisection; then
+    each member is given back that is not needed, the last ones first. If more members never reach less, none of the
+    result can be left out (an exchange might still save some: the smallest set of all would take trials of all sets).
     """
     if reaches(()):
         return ()
-    most = len(ranking) - 1
-    low, high = 0, min(1, most)
-    while not (high and reaches(tuple(ranking[:high]))):
+    most, low, order = number - 1, 0, tuple(rank(()))
+    high = min(1, most)
+    while not (high and reaches(order[:high])):
         if high == most:
             return None
         low, high = high, min(2 * high, most)
+        order = (*order[:low], *rank(order[:low]))
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if reaches(tuple(ranking[:middle])) else (middle, high)
-    chosen = list(ranking[:high])
+        low, high = (low, middle) if reaches(order[:middle]) else (middle, high)
+    chosen = order[:high]
     # The last one is needed: without it, the prefix did not reach the target.
     for member in chosen[-2::-1]:
         others = tuple(m for m in chosen if m != member)
         if reaches(others):
-            chosen = list(others)
-    return tuple(chosen)
+            chosen = others
+    return chosen

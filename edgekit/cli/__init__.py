@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from edgekit.cli import doctor, evaluate, export, inspect, models, predict, profile, quantize, verify, weights
+from edgekit.cli import doctor, evaluate, export, inspect, models, predict, profile, quantize, train, verify, weights
 from edgekit.errors import EdgekitError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command("models")(models.models)
 app.command("export")(export.export)
 app.command("quantize")(quantize.quantize)
+app.command("train")(train.train)
 app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)

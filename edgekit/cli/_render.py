@@ -1,11 +1,6 @@
 """Results as lines of text."""
 
-from typing import TYPE_CHECKING
-
 from edgekit.types import Artifact, Delegation, Manifest, Verification
-
-if TYPE_CHECKING:
-    from edgekit.quantizing import QuantizedModel
 
 
 def size(count: int) -> str:
@@ -45,16 +40,6 @@ def speed_lines(artifact: Artifact) -> list[str]:
     low, high = artifact.speed.ci95
     times = f"{1 / artifact.speed.ratio:.2f}x as fast as fp32 ({1 / high:.2f} to {1 / low:.2f})"
     return [f"  speed       {times}, 1 thread of this machine, by turns"]
-
-
-def quantized_lines(made: "QuantizedModel") -> list[str]:
-    """The file, what it was made of, and the next command."""
-    q = made.quantized
-    return [
-        f"{q.name} in {q.scheme}  {made.path}  {size(made.path.stat().st_size)}",
-        f"  calibration {q.calibration.samples} photos of {q.calibration.source}, seed {q.calibration.seed}",
-        f"Next: edgekit export -m {made.path} -t all",
-    ]
 
 
 def delegation_lines(d: Delegation) -> list[str]:

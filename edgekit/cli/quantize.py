@@ -1,7 +1,5 @@
 """`edgekit quantize`."""
 
-import shlex
-import sys
 from typing import TYPE_CHECKING
 
 import typer
@@ -29,12 +27,9 @@ from edgekit.cli._options import (
     WEIGHTS,
 )
 from edgekit.errors import BadInput
-from edgekit.types import AccuracyControl, AccuracyTarget, Trial
 
 if TYPE_CHECKING:
-    from edgekit.quantizing import QuantizedModel
-
-SHOWN = 5
+    from edgekit.accuracy_control import AccuracyTarget
 
 
 def quantize(
@@ -69,14 +64,13 @@ def quantize(
 ) -> None:
     """Quantize a model once, into a .pt2 file that exports to every runtime with the same numbers.
 
-    With --accuracy-data and --max-drop the layers are ranked by what int8 does to the answers, and the fewest stay in
-    float that keep the drop of top-1 within the target. The ranking is written beside the file, as JSON and as a plot.
-    An interrupted command goes on where it was when it is typed again.
+    With --accuracy-data and --max-drop the fewest layers stay in float that the target needs; their ranking is written
+    beside the file, as JSON and as a plot. An interrupted command goes on when it is typed again.
     """
     from dataclasses import asdict
 
     from edgekit.cli._options import parse_numbers, parse_shape
-    from edgekit.cli._render import quantized_lines
+    from edgekit.cli._quantized import quantized_lines
     from edgekit.cli._terminal import terminal
 
     with terminal(context.obj) as screen:
@@ -114,16 +108,16 @@ def quantize(
         for note in (*made.quantized.notes, *(made.accuracy.notes if made.accuracy else ())):
             screen.note(note)
         if as_json:
-            accuracy = {} if made.accuracy is None else {"accuracy": asdict(made.accuracy)}
-            screen.json({"path": str(made.path), **asdict(made.quantized), **accuracy})
+            accuracy = made.accuracy and asdict(made.accuracy)
+            screen.json({"path": str(made.path), **asdict(made.quantized), "accuracy": accuracy})
         else:
-            *head, following = quantized_lines(made)
-            more = [] if made.accuracy is None else accuracy_lines(made, made.accuracy)
-            screen.print("\n".join([*head, *more, following]))
+            screen.print("\n".join(quantized_lines(made)))
 
 
-def _target(data: str | None, max_drop: float | None, samples: int | None) -> AccuracyTarget | None:
+def _target(data: str | None, max_drop: float | None, samples: int | None) -> "AccuracyTarget | None":
     if data is not None and max_drop is not None:
+        from edgekit.accuracy_control import AccuracyTarget
+
         return AccuracyTarget(data=data, max_drop=max_drop, samples=samples)
     for option, value in (
         ("--accuracy-data", data),
@@ -136,50 +130,3 @@ def _target(data: str | None, max_drop: float | None, samples: int | None) -> Ac
                 "Type --accuracy-data PATH --max-drop X",
             )
     return None
-
-
-def accuracy_lines(made: "QuantizedModel", a: AccuracyControl) -> list[str]:
-    """What stays in float, why, what it costs, and how to get the same again."""
-    from edgekit.cli._render import count, size
-    from edgekit.quantizing import plot_file, ranking_file
-
-    whole, kept = a.trials[0], a.chosen.keep_float
-    files = f"  ranking     {ranking_file(made.path)} · {plot_file(made.path)}"
-    lines = [
-        f"  accuracy    {a.reference_top1:.2f} % in float on {a.n} images of {a.data}; {_drop('all in int8', whole)}"
-    ]
-    if not kept:
-        return [*lines, f"  kept float  nothing: that is within {a.max_drop:g} points", *_worst(a), files]
-    noun = "layer" if len(kept) == 1 else "layers"
-    return [
-        *lines,
-        f"  kept float  {len(kept)} of {len(a.layers)} {noun}: {', '.join(kept)}",
-        f"              {_drop('so', a.chosen)}, within {a.max_drop:g}",
-        f"  costs       {size(a.bytes)} more, on {size(a.bytes_total // 3)} of int8 weights; {count(a.macs)} of"
-        f" {count(a.macs_total)} MACs in float ({a.macs / a.macs_total:.1%})",
-        *_worst(a),
-        files,
-        f"Without measuring again: edgekit {shlex.join(_same_command(sys.argv[1:], kept))}",
-    ]
-
-
-def _drop(how: str, trial: Trial) -> str:
-    low, high = trial.drop_ci95
-    return f"{how} {trial.top1:.2f} %, a drop of {trial.drop:.2f} points (95 % interval {low:.2f} to {high:.2f})"
-
-
-def _worst(a: AccuracyControl) -> list[str]:
-    worst = " · ".join(f"{layer.name} {layer.nats:.2g}" for layer in a.layers[:SHOWN])
-    return [f"  sensitive   {worst} (nats of KL, {a.samples} photos)"]
-
-
-def _same_command(arguments: list[str], kept: tuple[str, ...]) -> list[str]:
-    """The command without accuracy control, with its result instead."""
-    dropped = ("--accuracy-data", "--max-drop", "--num-accuracy-samples")
-    found, skip = [], False
-    for argument in arguments:
-        if skip or argument in dropped:
-            skip = not skip
-        elif not argument.startswith(tuple(f"{option}=" for option in dropped)):
-            found.append(argument)
-    return [*found, *(text for name in kept for text in ("--keep-float", name))]

@@ -21,10 +21,17 @@ from edgekit.graph.map_norms import map_norms
 from edgekit.graph.matmul import attention, batched_matmul, transposed_products
 from edgekit.graph.movements import drop_expands, explicit_gathers, explicit_movements
 from edgekit.graph.noops import drop_noops
+from edgekit.graph.paddings import explicit_paddings
 from edgekit.graph.permutes import merge_layouts, merge_permutes
 from edgekit.graph.pools import explicit_strides, floor_pools, padded_pools, spatial_maxima, spatial_means
 from edgekit.graph.quantized import drop_clamps
-from edgekit.graph.quantized_integers import flat_linears, integer_biases, integer_moves, unsigned_activations
+from edgekit.graph.quantized_integers import (
+    flat_linears,
+    integer_biases,
+    integer_clamps,
+    integer_moves,
+    unsigned_activations,
+)
 from edgekit.graph.quantized_kernels import aligned_channels, dense_groups, long_runs, merge_alignments, pools_as_convs
 from edgekit.graph.quantized_xnnpack import channels_last_pads, maxima_as_sums
 from edgekit.graph.reductions import line_maxima, line_sums, plain_norms
@@ -51,14 +58,14 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     ),
     # Before quantization, the same for all: what a scale would stand in the way of later.
     "int8": (
-        fold_constants, reshape_views, drop_noops, fold_batch_norms, hard_activations, slice_selects, drop_expands,
-        explicit_gathers, spatial_means, merge_layouts, drop_unused,
+        fold_constants, reshape_views, drop_noops, explicit_paddings, fold_batch_norms, hard_activations,
+        slice_selects, drop_expands, explicit_gathers, spatial_means, merge_layouts, drop_unused,
     ),
+    # ONNX Runtime fuses Q/DQ pairs: unsigned activations, nothing in float between, channels as its kernels take them.
     "onnx": (
-        fold_constants, reshape_views, drop_noops, fold_batch_norms, drop_clamps, unsigned_activations, flat_linears,
-        integer_moves, pools_as_convs, dense_groups, aligned_channels, merge_alignments, long_runs, integer_biases,
-        cropping_pads, short_softmaxes, merge_permutes,
-        transposed_products, merge_layouts, drop_unused,
+        fold_constants, reshape_views, drop_noops, fold_batch_norms, drop_clamps, unsigned_activations, integer_clamps,
+        flat_linears, integer_moves, pools_as_convs, dense_groups, aligned_channels, merge_alignments, long_runs,
+        integer_biases, cropping_pads, short_softmaxes, merge_permutes, transposed_products, merge_layouts, drop_unused,
     ),
 }  # fmt: skip
 

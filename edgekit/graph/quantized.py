@@ -21,17 +21,23 @@ def drop_clamps(program: ExportedProgram) -> ExportedProgram:
     editor = Editor(program)
     for node in editor.nodes(_qd.quantize_per_tensor.default):
         clamp = node.args[0]
-        ends = _ends(clamp)
+        ends = clamp_ends(clamp)
         if ends is None or not isinstance(clamp, Node) or len(clamp.users) != 1:
             continue
         scale, zero_point, low, high = node.args[1:5]
-        steps = [torch.tensor(end / scale).round().add(zero_point).item() for end in ends]  # type: ignore[operator]
+        steps = [quantized_end(end, scale, zero_point) for end in ends]  # type: ignore[arg-type]
         if steps[0] <= low and steps[1] >= high:  # type: ignore[operator]
             editor.replace(clamp, clamp.args[0])  # type: ignore[arg-type]
     return editor.finish()
 
 
-def _ends(node: object) -> tuple[float, float] | None:
+def quantized_end(end: float, scale: float, zero_point: int) -> float:
+    """The end of a clamp in steps of a quantization; infinite where it is."""
+    return float(torch.tensor(end / scale).round() + zero_point)
+
+
+def clamp_ends(node: object) -> tuple[float, float] | None:
+    """The ends between which a call clamps its operand; None for anything else."""
     if not isinstance(node, Node):
         return None
     if node.target in (_aten.relu.default, _aten.relu_.default):

@@ -1,6 +1,7 @@
 """Rules for runtimes that fuse Q/DQ pairs into integer kernels: what needs no float is written on the integers.
 
 quantize(x, s, z)                      = quantize(x, s, z + 128) - 128             unsigned activations
+quantize(clamp(x, a, b))               = clamp(quantize(x), quantize(a), quantize(b))
 quantize(move(dequantize(q, s, z)))    = move(q)                                   one s and z
 b                                      = dequantize(round(b / (s_x s_w)), s_x s_w)
 linear(x)                              = reshape(linear(reshape(x, (-1, n))))
@@ -13,6 +14,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from edgekit.graph._edit import Editor, argument, shape, value
+from edgekit.graph.quantized import clamp_ends, quantized_end
 
 _aten = torch.ops.aten
 _qd = torch.ops.quantized_decomposed
@@ -23,10 +25,28 @@ _COMPUTE = (_aten.conv2d.default, _aten.linear.default)
 _MOVES = (
     _aten.reshape.default, _aten.view.default, _aten.permute.default, _aten.transpose.int, _aten.slice.Tensor,
     _aten.flatten.using_ints, _aten.unsqueeze.default, _aten.squeeze.dim, _aten.cat.default, _aten.select.int,
-    _aten.expand.default,
+    _aten.expand.default, _aten.maximum.default, _aten.minimum.default,
 )  # fmt: skip
 _PADS = (_aten.constant_pad_nd.default, _aten.pad.default)
 _SHIFT = 128
+
+
+def integer_clamps(program: ExportedProgram) -> ExportedProgram:
+    """What is clamped, then quantized, is quantized first: a clamp between would keep a kernel in float."""
+    editor = Editor(program)
+    for node in editor.nodes(QUANTIZE):
+        clamp = node.args[0]
+        ends = clamp_ends(clamp)
+        if ends is None or not isinstance(clamp, Node) or len(clamp.users) != 1:
+            continue
+        source: Node = clamp.args[0]  # type: ignore[assignment]
+        scale, zero_point, lowest, highest = node.args[1:5]
+        steps = [quantized_end(end, scale, zero_point) for end in ends]  # type: ignore[arg-type]
+        low, high = (int(min(max(n, lowest), highest)) for n in steps)  # type: ignore[type-var, arg-type]
+        same = source.target is DEQUANTIZE and source.args[1:] == node.args[1:]
+        quantized = source.args[0] if same else editor.call(node, QUANTIZE, source, *node.args[1:])
+        editor.replace(node, editor.call(node, _aten.clamp.default, quantized, low, high))
+    return editor.finish()
 
 
 def unsigned_activations(program: ExportedProgram) -> ExportedProgram:

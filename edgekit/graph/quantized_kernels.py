@@ -10,6 +10,7 @@ x s    (s one number a channel)        = x expand(s, width)        long runs for
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,8 @@ _CONV, _PAD = _aten.conv2d.default, _aten.constant_pad_nd.default
 _OUTPUTS, _INPUTS = 16, 4
 # Input channels that make no groups at all, and those of one group that takes in its neighbours.
 _DENSE, _GROUP = 32, 16
-# Fewer of them are too short a run for the kernel that multiplies.
-_CHANNELS = 128
+# Fewer channels are too short a run for the kernel that multiplies; on fewer pixels, making them longer costs more.
+_CHANNELS, _PIXELS = 128, 512
 
 
 def _is_quantized(editor: Editor, conv: object) -> bool:
@@ -102,6 +103,7 @@ def dense_groups(program: ExportedProgram) -> ExportedProgram:
 def aligned_channels(program: ExportedProgram) -> ExportedProgram:
     """Channels of zeros up to the numbers that the fast kernels take; where two such layers meet, none between them."""
     editor = Editor(program)
+    whole: dict[Node, Node] = {}
     for conv in editor.nodes(_CONV):
         if not _is_quantized(editor, conv):
             continue
@@ -117,21 +119,24 @@ def aligned_channels(program: ExportedProgram) -> ExportedProgram:
         if not more_in:
             continue
         padded = F.pad(weight, (0, 0, 0, 0, 0, 0 if depthwise else more_in, 0, more_out))
-        source = _padded(editor, conv, more_in)
+        source = _padded(editor, conv, more_in, whole)
         wide = _with_weight(editor, conv, padded, groups + more_in if depthwise else 1, more_out, source)
         (quantize,) = conv.users
         result = editor.call(quantize, QUANTIZE, wide, *quantize.args[1:])
         if more_out:
-            result = editor.call(quantize, _aten.slice.Tensor, result, 1, 0, outputs)
+            part = editor.call(quantize, _aten.slice.Tensor, result, 1, 0, outputs)
+            whole[part], result = result, part
         editor.replace(quantize, result)
         editor.graph.erase_node(conv)
     return editor.finish()
 
 
-def _padded(editor: Editor, conv: Node, extra: int) -> Node:
-    """The input of `conv` with `extra` channels that mean zero."""
+def _padded(editor: Editor, conv: Node, extra: int, whole: Mapping[Node, Node]) -> Node:
+    """The input of `conv` with `extra` channels that mean zero; `whole` has what was cut, by what is left."""
     dequantize: Node = conv.args[0]  # type: ignore[assignment]
     source: Node = dequantize.args[0]  # type: ignore[assignment]
+    if source in whole and (shape(whole[source]) or ())[1:2] == ((shape(source) or ())[1] + extra,):
+        return editor.call(conv, DEQUANTIZE, whole[source], *dequantize.args[1:])
     pads = [0, 0, 0, 0, 0, extra]
     if source.target is _PAD and argument(source, 2, "value", 0) == dequantize.args[2]:
         given = list(source.args[1])  # type: ignore[arg-type]
@@ -219,7 +224,7 @@ def long_runs(program: ExportedProgram) -> ExportedProgram:
     editor = Editor(program)
     for node in editor.nodes(_aten.mul.Tensor):
         size = shape(node)
-        if size is None or len(size) != 4 or size[1] >= _CHANNELS or min(size[2:]) == 1:
+        if size is None or len(size) != 4 or size[1] >= _CHANNELS or size[2] * size[3] < _PIXELS:
             continue
         if any(not isinstance(n, Node) or n.target is not DEQUANTIZE for n in node.args[:2]):
             continue

@@ -6,6 +6,10 @@
 error of what really arrives there, layer after layer, each behind the corrections of those before it.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -16,17 +20,23 @@ from edgekit.quantization._execution import Samples, Values, Walk
 from edgekit.quantization._ops import COMPUTE, DEQUANTIZE, DEQUANTIZE_WEIGHT
 
 METHODS = ("none", "fast", "full")
+Step = Callable[[int, int], None]
 
 
 def correct_biases(
-    program: ExportedProgram, quantized: ExportedProgram, samples: Samples, method: str
+    program: ExportedProgram,
+    quantized: ExportedProgram,
+    samples: Samples,
+    method: str,
+    on_step: Callable[[str, int, int], None] | None = None,
 ) -> ExportedProgram:
     """`quantized` with biases in int32 steps, corrected towards `program`, the float program it was made from."""
+    step = None if on_step is None else partial(on_step, "correcting biases")
     shifts: dict[str, Tensor] = {}
     if method == "fast":
-        shifts = _local_shifts(program, quantized, samples)
+        shifts = _local_shifts(program, quantized, samples, step)
     elif method == "full":
-        shifts = _sequential_shifts(program, quantized, samples)
+        shifts = _sequential_shifts(program, quantized, samples, step)
     return _with_biases(quantized, shifts)
 
 
@@ -49,7 +59,9 @@ def is_quantized(node: Node) -> bool:
     return isinstance(source, Node) and source.target is DEQUANTIZE and weight.target is DEQUANTIZE_WEIGHT  # type: ignore[union-attr]
 
 
-def _sequential_shifts(program: ExportedProgram, quantized: ExportedProgram, samples: Samples) -> dict[str, Tensor]:
+def _sequential_shifts(
+    program: ExportedProgram, quantized: ExportedProgram, samples: Samples, on_step: Step | None
+) -> dict[str, Tensor]:
     nodes = _compute_nodes(quantized)
     expected: dict[str, Tensor] = {}
 
@@ -68,11 +80,13 @@ def _sequential_shifts(program: ExportedProgram, quantized: ExportedProgram, sam
             for v in values:
                 v += along
 
-    Walk(quantized, samples).run(correct)
+    Walk(quantized, samples).run(correct, on_step)
     return shifts
 
 
-def _local_shifts(program: ExportedProgram, quantized: ExportedProgram, samples: Samples) -> dict[str, Tensor]:
+def _local_shifts(
+    program: ExportedProgram, quantized: ExportedProgram, samples: Samples, on_step: Step | None
+) -> dict[str, Tensor]:
     rounded = {name: _dequantized_weight(quantized, node) for name, node in _compute_nodes(quantized).items()}
     shifts: dict[str, Tensor] = {}
     walk = Walk(program, samples)
@@ -80,20 +94,21 @@ def _local_shifts(program: ExportedProgram, quantized: ExportedProgram, samples:
     def see(node: Node, values: Values) -> None:
         if node.name not in rounded:
             return
-        error = walk.values(node.args[1])[0] - rounded[node.name]  # type: ignore[index]
-        rest = node.args[3:] if len(node.args) > 3 else ()
-        sources = walk.values(node.args[0])  # type: ignore[index]
-        shifts[node.name] = _channel_means(node, [node.target(x, error, None, *rest) for x in sources])  # type: ignore[operator]
+        operands: tuple[Any, ...] = node.args
+        layer: Any = node.target
+        error = walk.values(operands[1])[0] - rounded[node.name]
+        results = [layer(x, error, None, *operands[3:]) for x in walk.values(operands[0])]
+        shifts[node.name] = _channel_means(node, results)
 
-    walk.run(see)
+    walk.run(see, on_step)
     return shifts
 
 
 def _dequantized_weight(quantized: ExportedProgram, node: Node) -> Tensor:
     walk = Walk(quantized, [()])
-    dequantize = node.args[1]
-    values = [walk.compute(n)[0] for n in dequantize.all_input_nodes]  # type: ignore[union-attr]
-    return dequantize.target(*values, *dequantize.args[3:])  # type: ignore[union-attr, operator]
+    dequantize: Any = node.args[1]
+    values = [walk.compute(n)[0] for n in dequantize.all_input_nodes]
+    return dequantize.target(*values, *dequantize.args[3:])
 
 
 def _with_biases(quantized: ExportedProgram, shifts: dict[str, Tensor]) -> ExportedProgram:
@@ -106,7 +121,7 @@ def _with_biases(quantized: ExportedProgram, shifts: dict[str, Tensor]) -> Expor
         shift = shifts.get(node.name)
         if bias is None and shift is None:
             continue
-        total = sum(t.detach() for t in (bias, shift) if t is not None)
+        total = torch.stack([t.detach() for t in (bias, shift) if t is not None]).sum(0)
         step = scales * node.args[0].args[1]
         node.args = (*node.args[:2], editor.constant(whole_steps(total, step)), *node.args[3:])
         editor.fired += 1

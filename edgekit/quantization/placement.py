@@ -7,7 +7,7 @@ the sizes of the tensors as capacities (Ford and Fulkerson 1956): float operatio
 as there can be.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import networkx
@@ -46,18 +46,18 @@ class Unit:
     result: Node
 
 
-def place(editor: Editor, keep_float: tuple[str, ...] = ()) -> tuple[Unit, ...]:
+def place(editor: Editor, keep_float: tuple[str, ...] = (), also: Collection[Node] = ()) -> tuple[Unit, ...]:
     """The operations that run in int8, in graph order.
 
-    `keep_float` are shell patterns of module paths whose operations stay in float; raises `BadInput` for one that names
-    nothing.
+    `keep_float` are shell patterns of module paths whose operations stay in float, as do those of `also`; raises
+    `BadInput` for a pattern that names nothing.
     """
     _check(editor, keep_float)
     calls = [n for n in editor.graph.nodes if n.op == "call_function" and value(n) is not None]
     graph = networkx.DiGraph()
     graph.add_nodes_from((_INT8, _FLOAT))
     for node in calls:
-        _anchor(graph, editor, node, keep_float)
+        _anchor(graph, editor, node, node in also or matches(node, keep_float))
         for operand in tensor_operands(node):
             if editor.constant_value(operand) is None:
                 _connect(graph, operand, node)
@@ -93,9 +93,9 @@ def _has_numbers(clamp: Node) -> bool:
     return all(not isinstance(a, Node) for a in clamp.args[1:])
 
 
-def _anchor(graph: networkx.DiGraph, editor: Editor, node: Node, keep_float: tuple[str, ...]) -> None:
+def _anchor(graph: networkx.DiGraph, editor: Editor, node: Node, in_float: bool) -> None:
     """Tie a node to int8 or float for good, or let it gain something in int8."""
-    if matches(node, keep_float) or not _has_kernel(editor, node):
+    if in_float or not _has_kernel(editor, node):
         graph.add_edge(node, _FLOAT)
     else:
         graph.add_edge(_INT8, node, capacity=_gain(editor, node))

@@ -1,9 +1,10 @@
 """Post-training quantization: a float program and samples become a Q/DQ program."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 
+import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -15,7 +16,7 @@ from edgekit.quantization._ops import CAT, module_path, op_name
 from edgekit.quantization.biases import METHODS, correct_biases
 from edgekit.quantization.equalization import equalize
 from edgekit.quantization.placement import Unit, place
-from edgekit.quantization.qdq import compatible, groups, insert
+from edgekit.quantization.qdq import activations, compatible, groups, insert
 from edgekit.quantization.ranges import ESTIMATORS, Histogram, QParams, Range, histogram, qparams_of
 from edgekit.quantization.smoothing import smooth
 from edgekit.types import QuantizationOptions
@@ -23,6 +24,9 @@ from edgekit.types import QuantizationOptions
 _CORRECTION_SAMPLES = 32
 # An operand whose range is less than this part of what it shares a scale with has no more than eight steps left.
 _LEAST_SHARE = 1 / 32
+# Operands in 256 steps leave a sum below this part of them less than 32.
+_LEAST_REST = 1 / 8
+_SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor)
 
 
 def quantize(
@@ -48,8 +52,10 @@ def quantize(
     units = place(editor, options.keep_float)
     tensors = {n for group in groups(editor, units) for n in group}
     ranges = observe(prepared, {n.name for n in tensors}, samples, options.range_estimator, on_step)
-    while crowded := _crowded(editor, units, ranges):
-        units = place(editor, (*options.keep_float, *crowded))
+    keep_float = options.keep_float
+    while lossy := _lossy(editor, units, ranges):
+        keep_float = (*keep_float, *lossy)
+        units = place(editor, keep_float)
     if not units:
         raise Unsupported(
             "nothing in the model can be quantized: no convolution or linear with a constant float32 weight is left",
@@ -61,7 +67,7 @@ def quantize(
     insert(editor, units, compatible(editor, units, qparams))
     quantized = editor.finish()
     few = samples[: min(_CORRECTION_SAMPLES, at_once(quantized))]
-    return correct_biases(prepared, quantized, few, options.bias_correction)
+    return correct_biases(prepared, quantized, few, options.bias_correction, on_step)
 
 
 def _balanced(
@@ -121,25 +127,32 @@ def observe(
             ) from error
         found[node.name] = found[node.name] | seen if node.name in found else seen
 
-    for done, part in enumerate(parts):
+    for number, part in enumerate(parts):
         walk = Walk(program, part)
         for node in walk.nodes:
-            if node.op == "placeholder" and node.name in names:
+            if node.op == "placeholder":
                 see(node, walk.compute(node))
-        before, total = done * len(walk.nodes), len(parts) * len(walk.nodes)
-        walk.run(see, None if on_step is None else lambda n, _, b=before, t=total: on_step("calibrating", b + n, t))
+        walk.run(see, None if on_step is None else partial(_of_all, on_step, number, len(parts)))
     return {name: ESTIMATORS[estimator](seen) for name, seen in found.items()}
 
 
-def _crowded(editor: Editor, units: Sequence[Unit], ranges: Mapping[str, Range]) -> tuple[str, ...]:
-    """The concatenations in which an operand would lose what it holds to the scale it shares: ones beside thousands."""
+def _of_all(on_step: Callable[[str, int, int], None], part: int, parts: int, done: int, total: int) -> None:
+    on_step("calibrating", part * total + done, parts * total)
+
+
+def _lossy(editor: Editor, units: Sequence[Unit], ranges: Mapping[str, Range]) -> tuple[str, ...]:
+    """The operations whose result would keep few of the 256 steps: a concatenation of ones with thousands, which share
+    a scale, and a difference of what is nearly equal.
+    """
     found = []
     shared = {node: _union(group, ranges).span for group in groups(editor, units) for node in group}
     for unit in units:
-        if unit.node.target is CAT:
-            spans = [ranges[n.name].span for n in unit.node.all_input_nodes]
-            if any(0 < span < shared[unit.result] * _LEAST_SHARE for span in spans):
-                found.append(op_name(unit.node))
+        spans = [ranges[n.name].span for n in activations(editor, unit) if ranges[n.name].span]
+        result = ranges[unit.result.name].span
+        crowded = unit.node.target is CAT and any(span < shared[unit.result] * _LEAST_SHARE for span in spans)
+        cancels = unit.node.target in _SUMS and 0 < result < max(spans, default=0.0) * _LEAST_REST
+        if crowded or cancels:
+            found.append(op_name(unit.node))
     return tuple(found)
 
 

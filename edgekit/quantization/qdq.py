@@ -1,6 +1,6 @@
 """Writing quantize and dequantize nodes into a graph: one scale a tensor, whoever reads it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ def insert(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QParams
         if constant is not None:
             quantized = editor.constant(torch.ops.quantized_decomposed.quantize_per_tensor(constant, *arguments))
         else:
-            quantized = _after(editor, tensor, lambda at, t=tensor, a=arguments: editor.call(at, QUANTIZE, t, *a))
+            quantized = editor.call(_behind(tensor), QUANTIZE, tensor, *arguments)
         for reader in readers:
             if reader.target in COMPUTE and reader.args[0] is not tensor:
                 continue  # it is its bias
@@ -139,12 +139,12 @@ def insert(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QParams
     editor.fired += bool(units)
 
 
-def _after(editor: Editor, tensor: Node, make: Callable[[Node], Node]) -> Node:
-    """A node made right behind `tensor`; behind all inputs where it is one."""
+def _behind(tensor: Node) -> Node:
+    """The node that follows `tensor`; that follows all inputs where it is one."""
     following = tensor.next
     while following.op == "placeholder":
         following = following.next
-    return make(following)
+    return following
 
 
 def _quantize_weight(editor: Editor, unit: Unit, qparams: Mapping[Node, QParams]) -> None:

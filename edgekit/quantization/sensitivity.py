@@ -3,11 +3,12 @@
 The damage of a set S of layers in int8 is the divergence of the class probabilities, KL(float || S), in nats a sample
 (as in ZeroQ, Cai et al. 2020, arXiv:2001.00281, equation 3). It is taken twice for a layer i of all the layers N:
 
-    alone   D({i}) - D({})             the others in float: what it does by itself
+    alone   D({i}) - D({})             the rest in float: what it does by itself
     spared  D(N) - D(N without i)      the others in int8: what is gained by keeping it in float
 
 A tensor between two layers is rounded as long as one of them is in int8: `alone` blames both, `spared` neither. Their
-mean is the sensitivity, which is the Shapley value (Shapley 1953) where layers interact by no more than two.
+mean is the sensitivity, which is the Shapley value (Shapley 1953) where layers interact by no more than two. Errors
+also cancel: what keeping a layer in float gains depends on which others are, so `spared` is asked for with these.
 
 Nothing is exported for it: the float graph is run with the scales and integers of the quantized one, and for each layer
 only what comes after it.
@@ -16,6 +17,7 @@ only what comes after it.
 import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -75,24 +77,33 @@ class Sensitivity:
         self._placeholders = {n.name: n for n in editor.graph.nodes if n.op == "placeholder"}
         self._read_scales(quantized)
         self._none, self._all = _int8(()), _int8(units)
-        self._alone = [_int8([u for u in units if u.node.name == layer.node]) for layer in self.layers]
-        self._spared = [
-            _int8([u for u in place(editor, (*keep_float, layer.name)) if u.node.name in self._all.readers])
-            for layer in self.layers
+        computing = {u.node for u in units if u.node.target in COMPUTE}
+        self._alone = [
+            _int8(place(editor, keep_float, {n for n in computing if n.name != layer.node})) for layer in self.layers
         ]
+        self._place = cache(
+            lambda kept: _int8([u for u in place(editor, (*keep_float, *kept)) if u.node.name in self._all.readers])
+        )
 
-    def damages(self, sample: Sequence[Tensor]) -> list[tuple[float, float]]:
-        """(alone, spared) of each layer for one call of the program, in nats; its first output is class scores."""
+    def alone(self, sample: Sequence[Tensor]) -> list[float]:
+        """What each layer does to the class scores of one call, the first output, all else in float: nats."""
         with torch.no_grad():
-            start = self._start(sample)
-            in_float, scores = self._run(start, self._none)
-            in_int8, rounded = self._run(start, self._all)
-            whole = divergence(scores, rounded)
-            found = []
-            for alone, spared in zip(self._alone, self._spared, strict=True):
-                _, first = self._run(in_float, alone, self._none)
-                _, last = self._run(in_int8, spared, self._all)
-                found.append((divergence(scores, first), whole - divergence(scores, last)))
+            values, scores = self._run(self._start(sample), self._none)
+            return [divergence(scores, self._run(values, state, self._none)[1]) for state in self._alone]
+
+    def spared(self, sample: Sequence[Tensor], kept: tuple[str, ...] = ()) -> list[float]:
+        """What it takes off to keep each layer in float beside the layers `kept`; 0 for these."""
+        with torch.no_grad():
+            start, base = self._start(sample), self._place(kept)
+            _, scores = self._run(start, self._none)
+            values, rounded = self._run(start, base)
+            whole, found = divergence(scores, rounded), []
+            for layer in self.layers:
+                if layer.name in kept:
+                    found.append(0.0)
+                    continue
+                without = self._place((*kept, layer.name))
+                found.append(whole - divergence(scores, self._run(values, without, base)[1]))
             return found
 
     def scores(self, sample: Sequence[Tensor]) -> Tensor:
@@ -116,9 +127,9 @@ class Sensitivity:
                 if operand.target is DEQUANTIZE:
                     self._grids[node.name, place_] = operand.args[1:]
             if is_quantized(other):
-                integers, *rest = other.args[1].args  # type: ignore[union-attr]
+                integers, *rest = other.args[1].args
                 tensors = map_arg((integers, *rest), lambda n: fixed[n.name])
-                weight = other.args[1].target(*tensors)  # type: ignore[union-attr, operator]
+                weight = other.args[1].target(*tensors)
                 self._calls[node.name] = (weight, *map_arg(other.args[2:], lambda n: fixed[n.name]))
 
     def _run(self, values: Values, now: _Int8, before: _Int8 | None = None) -> tuple[Values, Tensor]:
@@ -139,10 +150,10 @@ class Sensitivity:
             if before is None or any(o in fresh for o in operands) or self._differs(node, operands, now, before):
                 rounded = (self._rounded(node, i, o, known(o), now) for i, o in enumerate(operands))
                 if node.name in self._calls and node.name in now.readers:
-                    fresh[node] = node.target(next(rounded), *self._calls[node.name])  # type: ignore[operator]
+                    fresh[node] = node.target(next(rounded), *self._calls[node.name])
                 else:
                     args, kwargs = map_arg((node.args, node.kwargs), lambda _: next(rounded))  # noqa: B023
-                    fresh[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                    fresh[node] = node.target(*args, **kwargs)
         raise AssertionError("a graph ends with its output")
 
     def _differs(self, node: Node, operands: list[Node], now: _Int8, before: _Int8) -> bool:
@@ -170,7 +181,7 @@ def _int8(units: Sequence[Unit]) -> _Int8:
 def _operands(node: Node) -> list[Node]:
     """The operands in the order in which they are written, one as often as it is read."""
     found: list[Node] = []
-    map_arg((node.args, node.kwargs), lambda n: found.append(n))  # type: ignore[func-returns-value]
+    map_arg((node.args, node.kwargs), lambda n: found.append(n))
     return found
 
 

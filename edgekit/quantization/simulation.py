@@ -8,7 +8,6 @@ integers here, exact in float32 below 2^24, and it is rescaled with the arithmet
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,15 +21,15 @@ from edgekit.quantization._execution import constants
 from edgekit.quantization._ops import CLAMPS, COMPUTE, DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
 
 _aten = torch.ops.aten
-_SUMS = (_aten.add.Tensor, _aten.sub.Tensor)
-KERNELS = ("exact", "float32", "xnnpack")
-"""How results are rescaled: without an error; in float32; in float32, but sums of two tensors in fixed point."""
+_ELEMENTWISE = (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor)
+KERNELS = ("float32", "exact")
+"""How sums are rescaled: in float32, as on CPUs (XNNPACK, ONNX Runtime); or without an error."""
 
 
 class Simulation(nn.Module):
     """The module of a Q/DQ program; takes and returns what the program does, with the rounding of `kernels`."""
 
-    def __init__(self, program: ExportedProgram, kernels: str = "exact") -> None:
+    def __init__(self, program: ExportedProgram, kernels: str = "float32") -> None:
         super().__init__()
         self._kernels = kernels
         self._nodes = list(program.graph.nodes)
@@ -85,8 +84,7 @@ class Simulation(nn.Module):
         if node.target in COMPUTE:
             steps = _product(node, values, scale, exact=self._kernels == "exact")  # type: ignore[arg-type]
         else:
-            rule = _fixed_point if self._kernels == "xnnpack" and node.target in _SUMS else _real
-            steps = rule(node, values, scale)  # type: ignore[arg-type]
+            steps = _elementwise(node, values, scale)  # type: ignore[arg-type]
         steps = steps + zero_point
         for clamp in clamps:
             ends = (round(end / scale) + zero_point if math.isfinite(end) else end for end in clamp_ends(clamp))  # type: ignore[operator, type-var]
@@ -122,7 +120,7 @@ def _unit(quantize: Node) -> list[Node]:
         integers = source.target is DEQUANTIZE and weight.target is DEQUANTIZE_WEIGHT  # type: ignore[union-attr]
     else:
         sources = node.all_input_nodes
-        integers = node.target in (*_SUMS, _aten.mul.Tensor) and len(sources) == 2 and all(map(_is_widening, sources))
+        integers = node.target in _ELEMENTWISE and len(sources) == 2 and all(map(_is_widening, sources))
     return [node, *chain] if integers else []
 
 
@@ -147,24 +145,10 @@ def _product(node: Node, values: dict[Node, Any], result: float, exact: bool) ->
     return (total.float() * ratio.reshape(along)).round()
 
 
-def _operands(node: Node, values: dict[Node, Any]) -> list[tuple[Tensor, float]]:
-    """The integers of each operand, without their zero point, with their scale."""
-    return [(values[d.args[0]].double() - d.args[2], d.args[1]) for d in node.args[:2]]  # type: ignore[union-attr, index, misc, operator]
-
-
-def _real(node: Node, values: dict[Node, Any], result: float) -> Tensor:
-    (a, a_scale), (b, b_scale) = _operands(node, values)
-    return (node.target(a * a_scale, b * b_scale) / result).round()  # type: ignore[operator]
-
-
-def _fixed_point(node: Node, values: dict[Node, Any], result: float) -> Tensor:
-    """A sum with multipliers of 21 bits and halves rounded up, as XNNPACK adds int8."""
-    (a, a_scale), (b, b_scale) = _operands(node, values)
-    ratios = [float(torch.tensor(s, dtype=torch.float32) / torch.tensor(result)) for s in (a_scale, b_scale)]
-    shift = 20 - (math.frexp(max(ratios))[1] - 1)
-    multipliers = [round(r * 2.0**shift) for r in ratios]
-    total = node.target(a * multipliers[0], b * multipliers[1])  # type: ignore[operator]
-    return ((total + 2.0 ** (shift - 1)) / 2.0**shift).floor()
+def _elementwise(node: Node, values: dict[Node, Any], result: float) -> Tensor:
+    """A sum or product of two tensors, in steps of the result."""
+    reals = [(values[d.args[0]].double() - d.args[2]) * d.args[1] for d in node.args[:2]]  # type: ignore[union-attr, index]
+    return (node.target(*reals) / result).round()  # type: ignore[operator]
 
 
 def _quantize(x: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
@@ -173,5 +157,3 @@ def _quantize(x: Tensor, scale: float, zero_point: int, low: int, high: int, dty
 
 def _float32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.float64 else value
-
-

@@ -60,6 +60,8 @@ class Target(ABC):
     """Dtypes that inputs and outputs cannot have in this runtime, and what it has instead."""
     precisions: Mapping[str, str]
     """Precision → what it means in this runtime."""
+    kernels: str = "float32"
+    """How its int8 kernels rescale a sum: one of `quantization.simulation.KERNELS`."""
     schemes: Mapping[str, WeightScheme] = MappingProxyType({})
     """Precision → which weights it rounds, for the precisions that round weights alone."""
 

@@ -26,6 +26,7 @@ class CoreML(Target):
     modules = ("coremltools",)
     runtime_modules = ("coremltools",) if sys.platform == "darwin" else ("google.protobuf",)
     dtypes: Mapping[str, str] = dict.fromkeys(("bool", "uint8", "int8", "int16", "int64"), "int32")
+    kernels = "exact"
     precisions: Mapping[str, str] = {
         "fp32": "float32 weights and compute",
         "fp16": "float16 weights and compute, float32 input and output",

@@ -85,9 +85,8 @@ class Batches:
             height, width = images.shape[2:]
             padded = torch.nn.functional.pad(images, (self.crop_padding,) * 4)
             corners = rng.integers(0, 2 * self.crop_padding + 1, (len(images), 2)).tolist()
-            images = torch.stack(
-                [p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, corners, strict=True)]
-            )
+            crops = [p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, corners, strict=True)]
+            images = torch.stack(crops)
         return images
 
 
@@ -101,9 +100,8 @@ def photos_of(recipe: Recipe, loaded: Loaded, classes: int) -> tuple[Photos, Pho
     everything = tuple(range(len(images)))
     if data.evaluation is not None:
         held = open_images(Path(data.evaluation))
-        return _photos(images, everything, loaded, classes), _limited(
-            held, tuple(range(len(held))), data, loaded, classes
-        )
+        shown = _limited(held, tuple(range(len(held))), data, loaded, classes)
+        return _photos(images, everything, loaded, classes), shown
     if not data.holdout:
         return _photos(images, everything, loaded, classes), None
     calibrating: set[int] = set()

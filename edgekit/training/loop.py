@@ -40,7 +40,7 @@ def loss_of(
     images: Tensor,
     labels: Tensor | None,
 ) -> Tensor:
-    """Cross entropy with the labels, and T² KL(teacher || model) of softened answers (Hinton et al. 2015, section 2)."""
+    """Cross entropy with the labels and T² KL(teacher || model) of softened answers (Hinton et al. 2015, section 2)."""
     logits = model(images)
     share = 0.0 if distillation is None else distillation.weight
     loss = logits.new_zeros(())

@@ -1,0 +1,70 @@
+"""An int8 model as lines of text."""
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from edgekit.cli._render import count, size
+
+if TYPE_CHECKING:
+    from edgekit.accuracy_control import AccuracyControl, Trial
+    from edgekit.quantizing import QuantizedModel
+
+SHOWN = 5
+
+
+def quantized_lines(made: "QuantizedModel") -> list[str]:
+    """The file, what it was made of, and the next command."""
+    q = made.quantized
+    return [
+        f"{q.name} in {q.scheme}  {made.path}  {size(made.path.stat().st_size)}",
+        f"  calibration {q.calibration.samples} photos of {q.calibration.source}, seed {q.calibration.seed}",
+        *([] if made.accuracy is None else _accuracy_lines(made, made.accuracy)),
+        f"Next: edgekit export -m {made.path} -t all",
+    ]
+
+
+def _accuracy_lines(made: "QuantizedModel", a: "AccuracyControl") -> list[str]:
+    """What stays in float, why, what it costs, and how to get the same again."""
+    from edgekit.quantizing import plot_file, ranking_file
+
+    whole, kept = a.trials[0], a.chosen.keep_float
+    files = f"  ranking     {ranking_file(made.path)} · {plot_file(made.path)}"
+    lines = [
+        f"  accuracy    {a.reference_top1:.2f} % in float on {a.n} images of {a.data}; {_drop('all in int8', whole)}"
+    ]
+    if not kept:
+        return [*lines, f"  kept float  nothing: that is within {a.max_drop:g} points", *_worst(a), files]
+    noun = "layer" if len(kept) == 1 else "layers"
+    return [
+        *lines,
+        f"  kept float  {len(kept)} of {len(a.layers)} {noun}: {', '.join(kept)}",
+        f"              {_drop('so', a.chosen)}, within {a.max_drop:g}",
+        f"  costs       {size(a.bytes)} more, on {size(a.bytes_total // 3)} of int8 weights; {count(a.macs)} of"
+        f" {count(a.macs_total)} MACs in float ({a.macs / a.macs_total:.1%})",
+        *_worst(a),
+        files,
+        f"Without measuring again: edgekit {shlex.join(_same_command(sys.argv[1:], kept))}",
+    ]
+
+
+def _drop(how: str, trial: "Trial") -> str:
+    low, high = trial.drop_ci95
+    return f"{how} {trial.top1:.2f} %, a drop of {trial.drop:.2f} points (95 % interval {low:.2f} to {high:.2f})"
+
+
+def _worst(a: "AccuracyControl") -> list[str]:
+    worst = " · ".join(f"{layer.name} {layer.nats:.2g}" for layer in a.layers[:SHOWN])
+    return [f"  sensitive   {worst} (nats of KL, {a.samples} photos)"]
+
+
+def _same_command(arguments: list[str], kept: tuple[str, ...]) -> list[str]:
+    """The command without accuracy control, with its result instead."""
+    dropped = ("--accuracy-data", "--max-drop", "--num-accuracy-samples")
+    found, skip = [], False
+    for argument in arguments:
+        if skip or argument in dropped:
+            skip = not skip
+        elif not argument.startswith(tuple(f"{option}=" for option in dropped)):
+            found.append(argument)
+    return [*found, *(text for name in kept for text in ("--keep-float", name))]
