@@ -99,6 +99,11 @@ def quantize(
     loaded = load(request, None if isinstance(model, str) else model)
     if accuracy is not None:
         return _controlled(loaded, path, calibration, num_calibration_samples, options, accuracy, on_step)
+    if loaded.quantized is not None:
+        raise BadInput(
+            f"{request.model} is quantized already",
+            f"Export it: edgekit export -m {request.model}. Or quantize the float model: -m {loaded.quantized.request.model}",
+        )
     made = with_precision(loaded, SCHEMES[scheme], calibration, num_calibration_samples, options, on_step)
     assert made.quantized is not None
     write_file(path, quantized_bytes(made.program, made.quantized, made.float_outputs))

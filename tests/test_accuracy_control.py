@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from edgekit.quantization.sensitivity import Sensitivity
 from edgekit.quantizing import quantize as quantize_model
 from edgekit.quantizing import work_file
 from edgekit.types import ModelRequest, QuantizationOptions
-from tests.conftest import Cli
+from tests.conftest import Cli, process
 
 NET = """
 from torch import nn
@@ -41,9 +42,9 @@ from torch.nn.functional import relu
 class Net(nn.Module):
     def __init__(self, num_classes=4):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, stride=2)
-        self.conv2 = nn.Conv2d(8, 8, 3)
-        self.conv3 = nn.Conv2d(8, 16, 3)
+        self.conv1 = nn.Conv2d(3, 16, 3, stride=2)
+        self.conv2 = nn.Conv2d(16, 16, 3)
+        self.conv3 = nn.Conv2d(16, 16, 3)
         self.head = nn.Linear(16, num_classes)
 
     def forward(self, x):
@@ -57,7 +58,7 @@ def net(num_classes=4):
     return Net(num_classes)
 
 """
-SIZE, NUMBER = 16, 80
+SIZE, NUMBER = 32, 80
 
 
 def pictures() -> tuple[np.ndarray, np.ndarray]:
@@ -154,17 +155,17 @@ def test_keeps_the_one_layer_in_float_that_int8_breaks(broken: Broken, cli: Cli,
     assert found["chosen"]["drop"] <= 2
     assert found["layers"][0]["name"] == "conv2"
     assert found["layers"][0]["nats"] > 5 * found["layers"][1]["nats"]
-    assert {layer["name"] for layer in found["layers"]} == {"conv1", "conv2", "conv3", "head"}
-    # 5x5 results of 8x8x3x3 weights, three bytes more each.
-    assert (found["macs"], found["bytes"]) == (5 * 5 * 8 * 72, 3 * 8 * 72)
-    assert found["macs_total"] == 7 * 7 * 8 * 27 + 5 * 5 * 8 * 72 + 3 * 3 * 16 * 72 + 16 * 4
+    assert {layer["name"] for layer in found["layers"]} == {"conv1", "conv2", "conv3"}
+    # 13x13 results of 16x16x3x3 weights, three bytes more each.
+    assert (found["macs"], found["bytes"]) == (13 * 13 * 16 * 144, 3 * 16 * 144)
+    assert found["macs_total"] == 15 * 15 * 16 * 27 + 13 * 13 * 16 * 144 + 11 * 11 * 16 * 144
     nodes = [n for n in read_program(out).graph.nodes if n.op == "call_function" and n.target in COMPUTE]
-    assert [is_quantized(n) for n in nodes] == [True, False, True, True]
+    assert [is_quantized(n) for n in nodes] == [True, False, True, False]
     with Image.open(tmp_path / "a.sensitivity.png") as image:
         assert image.format == "PNG"
         assert len(np.unique(np.asarray(image.convert("L")))) > 20
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt2", "a.sensitivity.json", "a.sensitivity.png"]
-    assert "1 of 4 layers: conv2" in result.out.replace("1 of 4 layer:", "1 of 4 layers:")
+    assert "kept float  1 of 3 layers: conv2" in result.out
     # The command that is printed makes the same file.
     (line,) = [x for x in result.out.splitlines() if x.startswith("Without measuring again: edgekit ")]
     again = shlex.split(line)[4:]
@@ -209,7 +210,7 @@ def test_keeps_nothing_where_the_target_is_met_already(broken: Broken, cli: Cli,
 
 
 def test_a_target_out_of_reach_fails_and_leaves_nothing(broken: Broken, cli: Cli, tmp_path: Path) -> None:
-    others = [text for name in ("conv1", "conv3", "head") for text in ("--keep-float", name)]
+    others = [text for name in ("conv1", "conv3") for text in ("--keep-float", name)]
     out = tmp_path / "new" / "a.pt2"
     result = cli(*broken.arguments, *others, "--accuracy-data", broken.data, "--max-drop", "2", "-o", out)
     assert result.code == 1
@@ -231,7 +232,7 @@ def step(what, done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 
 quantize(
-    model, out, weights=weights, calibration=data, mean=(0.5,) * 3, std=(0.5,) * 3, image_size=16,
+    model, out, weights=weights, calibration=data, mean=(0.5,) * 3, std=(0.5,) * 3, image_size=32,
     accuracy=AccuracyTarget(data=data, max_drop=2), on_step=step,
 )
 """
@@ -258,6 +259,20 @@ def test_goes_on_where_it_was_killed(broken: Broken, tmp_path: Path) -> None:
     for suffix in (".sensitivity.json", ".sensitivity.png"):
         assert out.with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
     assert not work.exists()
+
+
+def test_an_interrupt_says_where_the_measurements_are(broken: Broken, tmp_path: Path) -> None:
+    out = tmp_path / "a.pt2"
+    target = ["--accuracy-data", str(broken.data), "--max-drop", "2"]
+    started = subprocess.Popen(process(*broken.arguments, *target, "-o", out), stderr=subprocess.PIPE, text=True)
+    while not work_file(out).exists():
+        assert started.poll() is None, started.stderr and started.stderr.read()
+        time.sleep(0.01)
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert f"note: what was measured is in {work_file(out)}: the same command goes on from there" in said
+    assert [p.name for p in tmp_path.iterdir()] == [work_file(out).name]
 
 
 def test_measurements_under_other_conditions_are_forgotten(broken: Broken, tmp_path: Path) -> None:
@@ -335,7 +350,7 @@ class Inner(nn.Module):
     def __init__(self, residual: bool) -> None:
         super().__init__()
         self.residual = residual
-        self.weights = nn.ParameterList([nn.Parameter(0.3 * torch.randn(8, n, 3, 3)) for n in (3, 8)])
+        self.weights = nn.ParameterList([nn.Parameter(0.2 * torch.randn(16, n, 3, 3)) for n in (3, 16)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first = nn.functional.conv2d(x, self.weights[0]).relu()
@@ -349,15 +364,15 @@ class Plain(nn.Module):
     def __init__(self, residual: bool = True) -> None:
         super().__init__()
         self.inner = Inner(residual)
-        self.weight = nn.Parameter(torch.randn(4, 8))
+        self.weight = nn.Parameter(torch.randn(8, 16, 3, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(self.inner(x).mean((2, 3)), self.weight)
+        return nn.functional.conv2d(self.inner(x), self.weight).mean((2, 3))
 
 
 def test_operations_without_a_module_have_names_that_keep_them_alone_in_float() -> None:
     torch.manual_seed(0)
-    calls = [(torch.randn(1, 3, 8, 8),) for _ in range(4)]
+    calls = [(torch.randn(1, 3, 24, 24),) for _ in range(4)]
     program = capture(Plain().eval(), calls[0])
     options = QuantizationOptions(bias_correction="none")
     whole = quantize(program, calls, options)
@@ -373,7 +388,7 @@ def test_operations_without_a_module_have_names_that_keep_them_alone_in_float() 
 def test_the_sensitivity_is_that_of_the_programs_themselves(residual: bool) -> None:
     """`alone` and `spared` as they come out when a program is made for each layer: nothing in between is assumed."""
     torch.manual_seed(0)
-    calls = [(torch.randn(2, 3, 8, 8),) for _ in range(3)]
+    calls = [(torch.randn(2, 3, 24, 24),) for _ in range(3)]
     program = capture(Plain(residual).eval(), calls[0])
     options = QuantizationOptions(range_estimator="minmax", bias_correction="none")
     whole, in_float = quantize(program, calls, options), program.module()

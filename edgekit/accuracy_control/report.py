@@ -1,6 +1,7 @@
 """The ranking as a picture."""
 
 import io
+from collections import Counter
 from typing import Any
 
 from edgekit.accuracy_control.results import AccuracyControl
@@ -61,11 +62,14 @@ def _short(name: str, most: int = 40) -> str:
 
 
 def _drops(axes: Any, control: AccuracyControl) -> None:
+    places = Counter[int]()
     for trial in control.trials:
         low, high = trial.drop_ci95
-        chosen = trial == control.chosen
+        chosen, number = trial == control.chosen, len(trial.keep_float)
+        side_by_side = number + 0.12 * places[number]
+        places[number] += 1
         axes.errorbar(
-            len(trial.keep_float), trial.drop, yerr=[[trial.drop - low], [high - trial.drop]],
+            side_by_side, trial.drop, yerr=[[trial.drop - low], [high - trial.drop]],
             fmt="o", color=_FLOAT if chosen else _INT8, capsize=3, zorder=3 if chosen else 2,
         )  # fmt: skip
     axes.axhline(control.max_drop, color=_TARGET, linestyle="--", linewidth=1)
@@ -74,7 +78,7 @@ def _drops(axes: Any, control: AccuracyControl) -> None:
         xytext=(-4, 3), textcoords="offset points", ha="right", fontsize=8, color=_TARGET,
     )  # fmt: skip
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlim(-0.5, max(len(t.keep_float) for t in control.trials) + 0.5)
+    axes.set_xlim(-0.5, max(places) + 0.6)
     axes.grid(alpha=0.3)
     axes.set_xlabel("layers in float")
     axes.set_ylabel("drop of top-1, points (95 % interval)")

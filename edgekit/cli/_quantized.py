@@ -2,15 +2,32 @@
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.cli._render import count, size
+from edgekit.cli._terminal import Terminal
 
 if TYPE_CHECKING:
     from edgekit.accuracy_control import AccuracyControl, Trial
     from edgekit.quantizing import QuantizedModel
 
 SHOWN = 5
+
+
+@contextmanager
+def resumable(screen: Terminal, out: str) -> Iterator[None]:
+    """Says where the measurements are, of accuracy control that is interrupted."""
+    from edgekit.quantizing import work_file
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (work := work_file(Path(out))).exists():
+            screen.note(f"what was measured is in {work}: the same command goes on from there")
+        raise
 
 
 def quantized_lines(made: "QuantizedModel") -> list[str]:
@@ -30,15 +47,12 @@ def _accuracy_lines(made: "QuantizedModel", a: "AccuracyControl") -> list[str]:
 
     whole, kept = a.trials[0], a.chosen.keep_float
     files = f"  ranking     {ranking_file(made.path)} · {plot_file(made.path)}"
-    lines = [
-        f"  accuracy    {a.reference_top1:.2f} % in float on {a.n} images of {a.data}; {_drop('all in int8', whole)}"
-    ]
+    lines = [f"  accuracy    {a.reference_top1:.2f} % in float on {a.n} images of {a.data}; {_drop('in int8', whole)}"]
     if not kept:
         return [*lines, f"  kept float  nothing: that is within {a.max_drop:g} points", *_worst(a), files]
-    noun = "layer" if len(kept) == 1 else "layers"
     return [
         *lines,
-        f"  kept float  {len(kept)} of {len(a.layers)} {noun}: {', '.join(kept)}",
+        f"  kept float  {len(kept)} of {len(a.layers)} layers: {', '.join(kept)}",
         f"              {_drop('so', a.chosen)}, within {a.max_drop:g}",
         f"  costs       {size(a.bytes)} more, on {size(a.bytes_total // 3)} of int8 weights; {count(a.macs)} of"
         f" {count(a.macs_total)} MACs in float ({a.macs / a.macs_total:.1%})",

@@ -70,14 +70,14 @@ def quantize(
     from dataclasses import asdict
 
     from edgekit.cli._options import parse_numbers, parse_shape
-    from edgekit.cli._quantized import quantized_lines
+    from edgekit.cli._quantized import quantized_lines, resumable
     from edgekit.cli._terminal import terminal
 
     with terminal(context.obj) as screen:
         from edgekit import quantizing
         from edgekit.types import QuantizationOptions
 
-        with screen.progress() as step:
+        with resumable(screen, out), screen.progress() as step:
             made = quantizing.quantize(
                 model,
                 out,

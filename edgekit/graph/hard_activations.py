@@ -20,10 +20,13 @@ _ROOT = math.sqrt(6)
 
 
 def hard_activations(program: ExportedProgram) -> ExportedProgram:
-    """hardswish and hardsigmoid of a convolution or linear of constants that nothing else reads; others stay."""
+    """hardswish of a convolution, hardsigmoid of a convolution or linear, of constants, that nothing else reads.
+
+    Others stay: behind a linear, on one token, nothing is gained.
+    """
     editor = Editor(program)
     for node in editor.nodes(_aten.hardswish.default):
-        z = _scaled(editor, node.args[0], 1 / _ROOT)
+        z = _scaled(editor, node.args[0], 1 / _ROOT) if len(shape(node) or ()) == 4 else None
         if z is not None:
             ones = (1,) * len(shape(z) or ())
             offset = editor.constant(torch.full(ones, 3 / _ROOT), ("hardswish offset", ones))

@@ -49,12 +49,13 @@ def weight_of(editor: Editor, node: Node) -> torch.Tensor | None:
     source = value(node.args[0])
     if weight is None or weight.dim() != rank or (rank == 4 and (source is None or source.dim() != 4)):
         return None
-    return None if bias is not None and editor.constant_value(bias) is None else weight
+    return None if bias is not None and editor.constant_value(bias) is None else weight.detach()
 
 
 def bias_of(editor: Editor, node: Node) -> torch.Tensor | None:
     """The constant bias of a convolution or linear, or None."""
-    return editor.constant_value(argument(node, 2, "bias"))
+    bias = editor.constant_value(argument(node, 2, "bias"))
+    return None if bias is None else bias.detach()
 
 
 def module_path(node: Node) -> str:

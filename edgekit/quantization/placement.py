@@ -35,6 +35,8 @@ _GAIN = 0.75
 # The multiplications that int8 saves as much time on as it takes to change an element's type. A weight that is read
 # once for each product, in a linear of one token, costs its bytes instead.
 _MACS = 8
+# What starting one more kernel costs, in elements whose type is changed.
+_START = 2048
 _INT8, _FLOAT = "int8", "float"
 
 
@@ -66,7 +68,7 @@ def place(editor: Editor, keep_float: tuple[str, ...] = (), also: Collection[Nod
             graph.add_edge(node, _FLOAT)  # no capacity: it cannot be cut
         if node.op == "output":
             for result in node.all_input_nodes:
-                graph.add_edge(result, f"{result.name} in float", capacity=_size(result))
+                graph.add_edge(result, f"{result.name} in float", capacity=_pass(result))
                 graph.add_edge(f"{result.name} in float", _FLOAT)
     if not any(_INT8 in graph.predecessors(n) for n in graph):
         return ()
@@ -97,13 +99,18 @@ def _anchor(graph: networkx.DiGraph, editor: Editor, node: Node, in_float: bool)
     """Tie a node to int8 or float for good, or let it gain something in int8."""
     if in_float or not _has_kernel(editor, node):
         graph.add_edge(node, _FLOAT)
+    elif (gain := _gain(editor, node)) > 0:
+        graph.add_edge(_INT8, node, capacity=gain)
     else:
-        graph.add_edge(_INT8, node, capacity=_gain(editor, node))
+        graph.add_edge(node, _FLOAT, capacity=-gain)
 
 
 def _gain(editor: Editor, node: Node) -> float:
-    """What an operation saves in int8, in changes of an element's type."""
-    gain, weight = _GAIN * _size(node), weight_of(editor, node)
+    """What an operation saves in int8, in changes of an element's type: less than nothing for a small one.
+
+    An integer kernel takes longer to start, and longer for the few elements behind its last full vector.
+    """
+    gain, weight = _GAIN * _size(node) - _START, weight_of(editor, node)
     if weight is None:
         return gain
     return gain + weight.numel() + weight[0].numel() * _size(node) / _MACS
@@ -116,10 +123,15 @@ def _connect(graph: networkx.DiGraph, operand: Node, node: Node) -> None:
         graph.add_edge(node, operand)
         return
     to_float, to_int8 = f"{operand.name} in float", f"{operand.name} in int8"
-    graph.add_edge(operand, to_float, capacity=_size(operand))
+    graph.add_edge(operand, to_float, capacity=_pass(operand))
     graph.add_edge(to_float, node)
     graph.add_edge(node, to_int8)
-    graph.add_edge(to_int8, operand, capacity=_size(operand))
+    graph.add_edge(to_int8, operand, capacity=_pass(operand))
+
+
+def _pass(node: Node) -> int:
+    """What a change of a tensor's type costs, in elements."""
+    return _size(node) + _START
 
 
 def _size(node: Node) -> int:
@@ -143,11 +155,11 @@ def _has_kernel(editor: Editor, node: Node) -> bool:
     if node.target in (_aten.pad.default, _aten.constant_pad_nd.default):
         constant = node.target is _aten.constant_pad_nd.default or argument(node, 2, "mode", "constant") == "constant"
         fill = argument(node, 3 if node.target is _aten.pad.default else 2, "value", 0)
-        return constant and not fill and min(node.args[1], default=0) >= 0  # type: ignore[type-var]
+        return constant and not fill and all(n >= 0 for n in node.args[1])  # type: ignore[union-attr, operator]
     if node.target in CLAMPS:
         return _has_numbers(node)
     if node.target in (_aten.maximum.default, _aten.minimum.default):
-        return len({shape(n) for n in (*node.args, node)}) == 1  # type: ignore[arg-type]
+        return len({shape(n) for n in (*node.args, node)}) == 1
     return node.target in (*MOVES, CAT)
 
 

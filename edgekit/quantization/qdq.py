@@ -20,6 +20,7 @@ from edgekit.quantization._ops import (
     QMIN,
     QUANTIZE,
     WEIGHT_QMAX,
+    bias_of,
     module_path,
     op_name,
     tensor_operands,
@@ -35,6 +36,7 @@ _LEAST_RATIO, _MOST_RATIO, _LEAST_PRODUCT = 2.0**-8, 2.0**7, 2.0**-16
 _MARGIN = 1.01
 # Each round reaches one operation further back, and what is asked for shrinks 256-fold: scales lie within 1e-20, 1e13.
 _ROUNDS = 32
+_LARGEST = 1e15
 # What a bias may reach in int32, and the finest weight scale, in steps of the result, that requantization resolves.
 _BIAS_LIMIT = 2.0**29
 _FINEST = 2.0**-24
@@ -91,9 +93,11 @@ def compatible(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QPa
                 changed = unit if widen(node, scale) else changed
         if changed is None:
             return fixed
+        if not all(q.scale < _LARGEST for q in fixed.values()):
+            break
     assert changed is not None
     raise Unsupported(
-        f"int8 has no scales for {changed.node.name} in {module_path(changed.node)}: its values outgrow its operands'",
+        f"int8 has no scales for {changed.node.name} in {module_path(changed.node)}: its values outgrow those it reads",
         f"Leave it in float: --keep-float '{op_name(changed.node)}'",
     )
 
@@ -105,7 +109,9 @@ def _least_scales(editor: Editor, unit: Unit, qparams: Mapping[Node, QParams]) -
     if unit.node.target in COMPUTE:
         weight = weight_of(editor, unit.node)
         assert weight is not None
-        yield unit.result, operands[0] * float(weight_scales(weight).max()) / _MOST_RATIO
+        bias = bias_of(editor, unit.node)
+        offset = 0.0 if bias is None else float(bias.abs().max()) / _BIAS_LIMIT
+        yield unit.result, max(operands[0] * float(weight_scales(weight).max()), offset) / _MOST_RATIO
     elif unit.node.target is torch.ops.aten.mul.Tensor:
         yield unit.result, operands[0] * operands[-1] / _MOST_RATIO
         yield sources[0], result * _LEAST_PRODUCT / operands[-1]

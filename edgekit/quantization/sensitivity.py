@@ -85,6 +85,10 @@ class Sensitivity:
             lambda kept: _int8([u for u in place(editor, (*keep_float, *kept)) if u.node.name in self._all.readers])
         )
 
+    def in_float(self, kept: tuple[str, ...]) -> tuple[Layer, ...]:
+        """The layers that are in float where those of `kept` stay so; those in between may no longer gain from int8."""
+        return tuple(layer for layer in self.layers if layer.node not in self._place(kept).readers)
+
     def alone(self, sample: Sequence[Tensor]) -> list[float]:
         """What each layer does to the class scores of one call, the first output, all else in float: nats."""
         with torch.no_grad():

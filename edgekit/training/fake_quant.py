@@ -39,6 +39,8 @@ from edgekit.quantization.placement import fused_clamp
 from edgekit.quantization.qdq import safe_scales
 
 _ActivationScale = tuple[float, int]
+# How far training may move a scale: 16-fold; beyond that it has diverged.
+_FURTHEST = math.log(16)
 
 
 class FakeQuantized(nn.Module):
@@ -114,7 +116,9 @@ class FakeQuantized(nn.Module):
 
     def _scale(self, scale: _ActivationScale) -> Tensor:
         start = self.ranges.new_tensor(scale[0])
-        return start * self.ranges[self._place[scale]].exp() if scale in self._place else start
+        if scale not in self._place:
+            return start
+        return start * self.ranges[self._place[scale]].clamp(-_FURTHEST, _FURTHEST).exp()
 
     def _parameters_of(
         self, layer: Node, scales: Mapping[_ActivationScale, Tensor]

@@ -176,19 +176,23 @@ def _accuracy(photos: Photos | None, answers: dict[str, Tensor | None]) -> dict[
     read = [i for i in range(len(photos)) if i not in photos.unreadable]
     truth = None if photos.labels is None else torch.tensor([photos.labels[i] for i in read])
     found = {}
+    reference = answers["float"]
+    assert reference is not None
     for name, best in answers.items():
         assert best is not None
         found[name] = Accuracy(
-            top1=None if truth is None else 100 * (best == truth).double().mean().item(),
-            agreement=100 * (best == answers["float"]).double().mean().item(),
+            top1=None if truth is None else 100 * torch.eq(best, truth).double().mean().item(),
+            agreement=100 * torch.eq(best, reference).double().mean().item(),
             n=len(best),
         )
     return found
 
 
 def _note(plan: Recipe, steps: int) -> str:
-    kind, share = plan.optimizer, 0 if plan.distillation is None else plan.distillation.weight
-    aim = {0: "on labels", 1: "on the float model's answers"}.get(share, f"{share:.0%} on the float model's answers")
+    kind, share = plan.optimizer, 0.0 if plan.distillation is None else plan.distillation.weight
+    aim = {0.0: "on labels", 1.0: "on the float model's answers"}.get(
+        share, f"{share:.0%} on the float model's answers"
+    )
     return (
         f"fine-tuned with fake quantization (QAT): {steps} steps of {plan.data.batch_size} photos of "
         f"{Path(plan.data.train).name}, {aim}, {kind.name} from {kind.lr:g}, seed {plan.seed}"
