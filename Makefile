@@ -38,6 +38,8 @@ benchmark: $(READY)
 	$(BIN)/python benchmarks/naive_vs_edgekit.py
 	$(BIN)/python benchmarks/export_overhead.py
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/int8_accuracy.py
+	$(BIN)/python benchmarks/int8_zoo.py
 	$(BIN)/python benchmarks/tables.py
 
 # Exports and verifies the whole zoo: about half an hour on two cores. RESUME=1 keeps the rows that are saved.

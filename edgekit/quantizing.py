@@ -102,7 +102,8 @@ def quantize(
     if loaded.quantized is not None:
         raise BadInput(
             f"{request.model} is quantized already",
-            f"Export it: edgekit export -m {request.model}. Or quantize the float model: -m {loaded.quantized.request.model}",
+            f"Export it: edgekit export -m {request.model}. "
+            f"Or quantize the float model: -m {loaded.quantized.request.model}",
         )
     made = with_precision(loaded, SCHEMES[scheme], calibration, num_calibration_samples, options, on_step)
     assert made.quantized is not None

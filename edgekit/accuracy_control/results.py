@@ -46,8 +46,9 @@ class Trial:
 class AccuracyControl:
     """How few layers in float keep the drop of top-1, measured on `n` images of `data`, within `max_drop` points.
 
-    `layers` are ranked by sensitivity, `trials` in the order in which they were made. `macs` and `bytes` are what `chosen`
-    costs (layers between those it names may follow them into float), of `macs_total` multiplications and `bytes_total` bytes that all int8 layers would.
+    `layers` are ranked by sensitivity, `trials` in the order in which they were made. `macs` and `bytes` are what
+    `chosen` costs, with the layers between those that it names, which may follow them into float; `macs_total` and
+    `bytes_total` are of all layers that are in int8 without it.
     """
 
     data: str

@@ -86,10 +86,10 @@ class FakeQuantized(nn.Module):
         for layer in self._layers:
             weight, bias, steps = self._parameters_of(layer, scales)
             along = _along(steps, weight)
-            values[layer.args[1]] = _through(weight, _integers(weight, along) * along)  # type: ignore[index]
+            values[layer.args[1]] = _through(weight, _integers(weight, along) * along)
             if bias is not None:
-                step = steps * scales[self._scale_of[layer.args[0]]].detach()  # type: ignore[index]
-                values[layer.args[2]] = _through(bias, whole_steps(bias.detach(), step))  # type: ignore[index]
+                step = steps * scales[self._scale_of[layer.args[0]]].detach()
+                values[layer.args[2]] = _through(bias, whole_steps(bias.detach(), step))
         # The program has a batch of one in its shapes: mapped over images, it stays as it is.
         run = partial(self._run, values, scales)
         return torch.func.vmap(run)(images[:, None])[:, 0]
@@ -100,18 +100,18 @@ class FakeQuantized(nn.Module):
             if node in values or (node.op == "placeholder" and not node.users):
                 continue
             if node.op == "output":
-                return values[node.args[0][0]]  # type: ignore[index]
+                return values[node.args[0][0]]
             if node.op == "placeholder":
                 if node.name in self._program.graph_signature.user_inputs:
                     values[node] = image
             elif node.target is QUANTIZE:
                 scale = scales[self._scale_of[node]]
-                values[node] = _fake_quantized(values[node.args[0]], scale, node.args[2])  # type: ignore[index, arg-type]
-            elif node.target is DEQUANTIZE and node.args[0].target is QUANTIZE:  # type: ignore[union-attr]
-                values[node] = values[node.args[0]]  # type: ignore[index]
+                values[node] = _fake_quantized(values[node.args[0]], scale, node.args[2])
+            elif node.target is DEQUANTIZE and node.args[0].target is QUANTIZE:
+                values[node] = values[node.args[0]]
             else:
                 args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                values[node] = node.target(*args, **kwargs)
         raise AssertionError("a graph ends in its output")
 
     def _scale(self, scale: _ActivationScale) -> Tensor:
@@ -126,7 +126,7 @@ class FakeQuantized(nn.Module):
         """Weight, bias and the weight's scales, which are those that post-training quantization would take."""
         weight = self.weights[layer.name]
         bias = self.biases.get(layer.name)
-        source = scales[self._scale_of[layer.args[0]]].item()  # type: ignore[index]
+        source = scales[self._scale_of[layer.args[0]]].item()
         result = scales[self._scale_of[_quantized_result(layer)]].item()
         return weight, bias, safe_scales(weight, bias, source, result)
 
