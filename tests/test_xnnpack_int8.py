@@ -31,7 +31,7 @@ class Padded(nn.Module):
         self.after = nn.Conv2d(CHANNELS, CHANNELS, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.after(F.pad(F.relu6(self.before(x)), (0, 1, 0, 1)))  # type: ignore[no-any-return]
+        return self.after(F.pad(F.relu6(self.before(x)), (0, 1, 0, 1)))
 
 
 class Pair(nn.Module):
@@ -54,7 +54,7 @@ class Pair(nn.Module):
             "sum": lambda: F.relu(a + b),
             "cat": lambda: torch.cat([a, b], 1)[:, 8:24],
         }[self.join]()
-        return self.last(joined)  # type: ignore[no-any-return]
+        return self.last(joined)
 
 
 JOINS = ("maximum", "minimum", "hardswish", "gate", "gelu", "sum", "cat")
@@ -78,7 +78,7 @@ def lowered(module: nn.Module, name: str, folder: Path) -> Lowered:
     program, samples = captured(module)
     quantized = quantize(program, samples)
     with torch.no_grad():
-        expected = np.concatenate([quantized.module()(*s).numpy() for s in samples])  # type: ignore[operator]
+        expected = np.concatenate([quantized.module()(*s).numpy() for s in samples])
     target = TARGETS[name]
     path = folder / f"model{target.suffix}"
     inputs = target.io((TensorSpec(name="image", shape=(1, CHANNELS, SIZE, SIZE), layout="NCHW"),))
@@ -147,7 +147,7 @@ def test_a_hard_activation_of_what_others_read_stays() -> None:
     class Tapped(Pair):
         def forward(self, x: Tensor) -> Tensor:
             a = self.first(x)
-            return F.hardswish(a) + a  # type: ignore[no-any-return]
+            return F.hardswish(a) + a
 
     program, _ = captured(Tapped("sum"))
     assert hard_activations(program) is program
