@@ -48,8 +48,8 @@ def row(name: str, folder: str) -> dict[str, Any]:
             "simulation_top1_agreement": proof.top1_agreement,
         }
         print(
-            f"{name:<18}{target:<12} top-1 {result.top1:6.2f} from {result.reference_top1:6.2f}, drop "
-            f"{result.drop:5.2f}  agreement {result.agreement:6.2f}  n {result.n}  against simulation {proof.sqnr_db:.1f} dB",
+            f"{name:<18}{target:<12} top-1 {result.top1:6.2f}, drop {result.drop:5.2f}, "
+            f"agreement {result.agreement:6.2f}, n {result.n}, against simulation {proof.sqnr_db:.1f} dB",
             flush=True,
         )
     return results

@@ -55,6 +55,16 @@ FASTER = ("int8", "int8-dynamic")
 """Precisions that promise speed; int8-weight and int4-weight promise size."""
 
 
+@dataclass(frozen=True)
+class _Job:
+    request: ModelRequest
+    precision: str
+    out: Path
+    verify: bool
+    min_sqnr: float | None
+    force: bool
+
+
 def export(
     model: str | nn.Module,
     target: str | Sequence[str] = "all",
@@ -108,25 +118,32 @@ def export(
     for t in targets:
         t.check(asked or "fp32", TARGETS.values())
     report = on_step or (lambda what, done, total: None)
-    total = 1 + len(targets)
-    report(f"loading {request.model}", 0, total)
+    report(f"loading {request.model}", 0, 1 + len(targets))
     original = load(request, None if isinstance(model, str) else model)
     loaded = with_precision(original, asked, calibration, num_calibration_samples, options, on_step)
     precision = asked or (loaded.quantized.scheme if loaded.quantized else "fp32")
     job = _Job(request, precision, Path(out), verify, min_sqnr, force)
+    return _export_each(original if compare_speed else None, loaded, targets, job, report)
+
+
+def _export_each(
+    original: Loaded | None, loaded: Loaded, targets: Sequence[Target], job: _Job, report: Step
+) -> tuple[Artifact, ...]:
+    """One artifact a target; the speed of int8 is compared with that of `original`, where one is given."""
     golden = golden_of(loaded)
-    simulations = _simulations(loaded, golden, {t.kernels for t in targets}, verify)
     _check_labels(loaded, golden)
     for t in targets:
         _check_destination(_destination(loaded, t, job), loaded, t, job)
+    simulations = _simulations(loaded, golden, {t.kernels for t in targets}, job.verify)
     done: list[Artifact] = []
     failed: list[tuple[str, EdgekitError]] = []
+    total = 1 + len(targets)
     for n, t in enumerate(targets, start=1):
-        report(f"{t.title} {precision}", n, total)
+        report(f"{t.title} {job.precision}", n, total)
         try:
             artifact = _export_one(loaded, *simulations.get(t.kernels, (golden, NONE)), t, job)
-            if compare_speed and precision in FASTER:
-                report(f"{t.title}: {precision} against fp32", n, total)
+            if original is not None and job.precision in FASTER:
+                report(f"{t.title}: {job.precision} against fp32", n, total)
                 artifact = replace(artifact, speed=_speed(original, artifact, t, job))
             done.append(artifact)
         except EdgekitError as error:
@@ -157,16 +174,6 @@ def targets_of(target: str | Sequence[str]) -> tuple[Target, ...]:
     if "all" in names:
         return tuple(TARGETS.values())
     return tuple({t.name: t for t in (TARGETS[n.strip().lower()] for n in names)}.values())
-
-
-@dataclass(frozen=True)
-class _Job:
-    request: ModelRequest
-    precision: str
-    out: Path
-    verify: bool
-    min_sqnr: float | None
-    force: bool
 
 
 def _simulations(

@@ -48,7 +48,7 @@ Outputs = tuple[tuple[NDArray[Any], ...], ...]
 
 
 def quantized_bytes(program: ExportedProgram, quantized: Quantized, float_outputs: Outputs) -> bytes:
-    """The bytes of a `.pt2` file: an int8 program, how it was made, and the float model's answers to its golden inputs."""
+    """A `.pt2` file: an int8 program, how it was made, and the float model's answers to its golden inputs."""
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     with zipfile.ZipFile(buffer) as archive:

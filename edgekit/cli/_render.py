@@ -29,8 +29,9 @@ def artifact_lines(artifact: Artifact) -> list[str]:
 def parity_line(v: Verification) -> str:
     """Max error, SQNR and top-1 agreement against the reference."""
     top1 = "" if v.top1_agreement is None else f" · top-1 {v.top1_agreement:.0%}"
-    floor = f"floor {v.min_sqnr_db:g}"
-    return f"against {v.against}: max error {v.max_abs_error:.2g} · SQNR {v.sqnr_db:.1f} dB ({floor}){top1} · {v.samples} inputs · {v.runtime}"
+    floor = f"floor {v.min_sqnr_db:.3g}"
+    distance = f"max error {v.max_abs_error:.2g} · SQNR {v.sqnr_db:.1f} dB ({floor}){top1}"
+    return f"against {v.against}: {distance} · {v.samples} inputs · {v.runtime}"
 
 
 def speed_lines(artifact: Artifact) -> list[str]:

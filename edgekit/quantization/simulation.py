@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map, tree_unflatten
 
+from edgekit.graph.quantized import clamp_ends
 from edgekit.quantization._execution import constants
 from edgekit.quantization._ops import CLAMPS, COMPUTE, DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
 
@@ -66,7 +67,7 @@ class Simulation(nn.Module):
         operands = self._units[node][0].all_input_nodes
         return [n for o in operands for n in (o.all_input_nodes if o in self._skipped or _is_widening(o) else [o])]
 
-    def _call(self, node: Node, values: dict[Node, Any]) -> Any:
+    def _call(self, node: Any, values: dict[Node, Any]) -> Any:
         if node in self._units:
             return self._integers(node, values)
         args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
@@ -75,41 +76,27 @@ class Simulation(nn.Module):
         if node.target is DEQUANTIZE:
             return (args[0].double() - args[2]) * args[1]
         args, kwargs = tree_map(_float32, (args, kwargs))
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return node.target(*args, **kwargs)
 
-    def _integers(self, quantize: Node, values: dict[Node, Any]) -> Tensor:
+    def _integers(self, quantize: Any, values: dict[Node, Any]) -> Tensor:
         """The int8 result of the unit that ends in `quantize`."""
         scale, zero_point, low, high = quantize.args[1:5]
         node, *clamps = self._units[quantize]
         if node.target in COMPUTE:
-            steps = _product(node, values, scale, exact=self._kernels == "exact")  # type: ignore[arg-type]
+            steps = _product(node, values, scale, exact=self._kernels == "exact")
         else:
-            steps = _elementwise(node, values, scale)  # type: ignore[arg-type]
+            steps = _elementwise(node, values, scale)
         steps = steps + zero_point
         for clamp in clamps:
-            ends = (round(end / scale) + zero_point if math.isfinite(end) else end for end in clamp_ends(clamp))  # type: ignore[operator, type-var]
+            ends = (round(end / scale) + zero_point if math.isfinite(end) else end for end in clamp_ends(clamp))
             steps = steps.clamp(*ends)
-        return steps.clamp(low, high).to(torch.int8)  # type: ignore[arg-type]
+        return steps.clamp(low, high).to(torch.int8)
 
 
-def clamp_ends(node: Node) -> tuple[float, float]:
-    """What a clamp of the graph clamps to; infinite where it does not."""
-    arguments = [*node.args[1:], *node.kwargs.values()]
-    if node.target in (_aten.relu.default, _aten.relu_.default):
-        return 0.0, math.inf
-    if node.target is _aten.relu6.default:
-        return 0.0, 6.0
-    if node.target is _aten.clamp.default:
-        low, high = [*arguments, None, None][:2]
-        return -math.inf if low is None else float(low), math.inf if high is None else float(high)  # type: ignore[arg-type]
-    low, high = arguments or (-1.0, 1.0)
-    return float(low), float(high)  # type: ignore[arg-type]
-
-
-def _unit(quantize: Node) -> list[Node]:
+def _unit(quantize: Any) -> list[Node]:
     """The operation of integers whose result `quantize` makes integers again, and the clamps between; [] for none."""
     chain: list[Node] = []
-    node = quantize.args[0]
+    node: Any = quantize.args[0]
     while isinstance(node, Node) and node.target in CLAMPS and len(node.users) == 1:
         chain.insert(0, node)
         node = node.args[0]
@@ -117,7 +104,7 @@ def _unit(quantize: Node) -> list[Node]:
         return []
     if node.target in COMPUTE:
         source, weight = node.args[:2]
-        integers = source.target is DEQUANTIZE and weight.target is DEQUANTIZE_WEIGHT  # type: ignore[union-attr]
+        integers = source.target is DEQUANTIZE and weight.target is DEQUANTIZE_WEIGHT
     else:
         sources = node.all_input_nodes
         integers = node.target in _ELEMENTWISE and len(sources) == 2 and all(map(_is_widening, sources))
@@ -128,12 +115,12 @@ def _is_widening(node: Node) -> bool:
     return node.target in (DEQUANTIZE, DEQUANTIZE_WEIGHT)
 
 
-def _product(node: Node, values: dict[Node, Any], result: float, exact: bool) -> Tensor:
+def _product(node: Any, values: dict[Node, Any], result: float, exact: bool) -> Tensor:
     """Σ (x_q - z_x) w_q + b_q, in steps of the result."""
     source, weight = node.args[:2]
-    q, scale, zero_point = values[source.args[0]], *source.args[1:3]  # type: ignore[union-attr, index]
-    steps, scales = values[weight.args[0]], values[weight.args[1]]  # type: ignore[union-attr, index]
-    total = node.target(q.float() - zero_point, steps.float(), None, *node.args[3:])  # type: ignore[operator]
+    q, (scale, zero_point) = values[source.args[0]], source.args[1:3]
+    steps, scales = values[weight.args[0]], values[weight.args[1]]
+    total = node.target(q.float() - zero_point, steps.float(), None, *node.args[3:])
     along = (-1, 1, 1) if node.target is _aten.conv2d.default else (-1,)
     product = scales.double() * scale
     if len(node.args) > 2 and isinstance(node.args[2], Node):
@@ -145,10 +132,10 @@ def _product(node: Node, values: dict[Node, Any], result: float, exact: bool) ->
     return (total.float() * ratio.reshape(along)).round()
 
 
-def _elementwise(node: Node, values: dict[Node, Any], result: float) -> Tensor:
+def _elementwise(node: Any, values: dict[Node, Any], result: float) -> Tensor:
     """A sum or product of two tensors, in steps of the result."""
-    reals = [(values[d.args[0]].double() - d.args[2]) * d.args[1] for d in node.args[:2]]  # type: ignore[union-attr, index]
-    return (node.target(*reals) / result).round()  # type: ignore[operator]
+    reals = [(values[d.args[0]].double() - d.args[2]) * d.args[1] for d in node.args[:2]]
+    return (node.target(*reals) / result).round()
 
 
 def _quantize(x: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
