@@ -1,6 +1,7 @@
 """`edgekit export`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -24,6 +25,9 @@ from edgekit.cli._options import (
     WEIGHTS,
 )
 from edgekit.types import Artifact
+
+if TYPE_CHECKING:
+    from edgekit.cli._terminal import Terminal
 
 
 def export(
@@ -67,14 +71,11 @@ def export(
 ) -> None:
     """Export a model to one or more runtimes and verify each artifact against the float model."""
     from edgekit.cli._options import parse_numbers, parse_shape
-    from edgekit.cli._render import artifact_lines, next_command
     from edgekit.cli._terminal import terminal
     from edgekit.errors import PartialFailure
 
     with terminal(context.obj) as screen:
         from edgekit import pipeline
-        from edgekit.artifacts import manifest_json
-        from edgekit.profiling import not_faster
         from edgekit.types import QuantizationOptions
 
         failure: PartialFailure | None = None
@@ -112,25 +113,29 @@ def export(
                 )
             except PartialFailure as error:
                 failure, artifacts = error, error.artifacts
-        for note in artifacts[0].manifest.notes if artifacts else ():
-            screen.note(note)
-        for artifact in artifacts:
-            if artifact.speed and (warning := not_faster(artifact, artifact.speed)):
-                screen.note(warning)
-        if as_json:
-            screen.json(
-                [
-                    {**manifest_json(a.manifest), "path": str(a.path), "seconds": a.seconds, "speed": _speed(a)}
-                    for a in artifacts
-                ]
-            )
-        else:
-            for artifact in artifacts:
-                screen.print("\n".join(artifact_lines(artifact)))
-            if artifacts:
-                screen.print(next_command(artifacts))
+        _show(screen, artifacts, as_json)
         if failure:
             raise failure
+
+
+def _show(screen: "Terminal", artifacts: tuple[Artifact, ...], as_json: bool) -> None:
+    from edgekit.artifacts import manifest_json
+    from edgekit.cli._render import artifact_lines, next_command
+    from edgekit.profiling import not_faster
+
+    for note in artifacts[0].manifest.notes if artifacts else ():
+        screen.note(note)
+    for artifact in artifacts:
+        if artifact.speed and (warning := not_faster(artifact, artifact.speed)):
+            screen.note(warning)
+    if as_json:
+        rows = [(a, {"path": str(a.path), "seconds": a.seconds, "speed": _speed(a)}) for a in artifacts]
+        screen.json([{**manifest_json(a.manifest), **more} for a, more in rows])
+        return
+    for artifact in artifacts:
+        screen.print("\n".join(artifact_lines(artifact)))
+    if artifacts:
+        screen.print(next_command(artifacts))
 
 
 def _speed(artifact: Artifact) -> dict[str, object] | None:

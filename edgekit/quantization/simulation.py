@@ -88,7 +88,7 @@ class Simulation(nn.Module):
             steps = _elementwise(node, values, scale)
         steps = steps + zero_point
         for clamp in clamps:
-            ends = (round(end / scale) + zero_point if math.isfinite(end) else end for end in clamp_ends(clamp))
+            ends = (round(end / scale) + zero_point if math.isfinite(end) else end for end in clamp_ends(clamp) or ())
             steps = steps.clamp(*ends)
         return steps.clamp(low, high).to(torch.int8)
 
@@ -102,8 +102,9 @@ def _unit(quantize: Any) -> list[Node]:
         node = node.args[0]
     if not isinstance(node, Node) or len(node.users) != 1:
         return []
+    arguments: Any = node.args
     if node.target in COMPUTE:
-        source, weight = node.args[:2]
+        source, weight = arguments[:2]
         integers = source.target is DEQUANTIZE and weight.target is DEQUANTIZE_WEIGHT
     else:
         sources = node.all_input_nodes
