@@ -29,8 +29,17 @@ OPEN = {
 }
 
 
+# The others take minutes each: `pytest -m slow`.
+QUICK = ("micronet-m0",)
+
+
 def cases() -> list[object]:
-    return [pytest.param(n, marks=pytest.mark.xfail(reason=OPEN[n])) if n in OPEN else n for n in FAMILIES]
+    marks = {n: [*([] if n in QUICK else [pytest.mark.slow]), *known(n)] for n in FAMILIES}
+    return [pytest.param(n, marks=m) for n, m in marks.items()]
+
+
+def known(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.xfail(reason=OPEN[name])] if name in OPEN else []
 
 
 @pytest.mark.parametrize("name", cases())

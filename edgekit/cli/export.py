@@ -129,8 +129,8 @@ def _show(screen: "Terminal", artifacts: tuple[Artifact, ...], as_json: bool) ->
         if artifact.speed and (warning := not_faster(artifact, artifact.speed)):
             screen.note(warning)
     if as_json:
-        rows = [(a, {"path": str(a.path), "seconds": a.seconds, "speed": _speed(a)}) for a in artifacts]
-        screen.json([{**manifest_json(a.manifest), **more} for a, more in rows])
+        rows = [(a, {"path": str(a.path), "seconds": a.seconds}) for a in artifacts]
+        screen.json([{**manifest_json(a.manifest), **more, **_speed(a)} for a, more in rows])
         return
     for artifact in artifacts:
         screen.print("\n".join(artifact_lines(artifact)))
@@ -138,7 +138,7 @@ def _show(screen: "Terminal", artifacts: tuple[Artifact, ...], as_json: bool) ->
         screen.print(next_command(artifacts))
 
 
-def _speed(artifact: Artifact) -> dict[str, object] | None:
+def _speed(artifact: Artifact) -> dict[str, object]:
     from dataclasses import asdict
 
-    return asdict(artifact.speed) if artifact.speed else None
+    return {"speed": asdict(artifact.speed)} if artifact.speed else {}
