@@ -22,24 +22,12 @@ FAMILIES = {
 }
 
 
-# What is not solved yet, and how it shows.
-OPEN = {
-    "slab-deit-tiny": "LiteRT is 22 dB from the simulation, which is above 30 dB from float",
-    "tiny-moat-0": "ExecuTorch gives two of six golden inputs another class than the simulation",
-}
-
-
 # The others take minutes each: `pytest -m slow`.
 QUICK = ("micronet-m0",)
 
 
 def cases() -> list[object]:
-    marks = {n: [*([] if n in QUICK else [pytest.mark.slow]), *known(n)] for n in FAMILIES}
-    return [pytest.param(n, marks=m) for n, m in marks.items()]
-
-
-def known(name: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xfail(reason=OPEN[name])] if name in OPEN else []
+    return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 
 
 @pytest.mark.parametrize("name", cases())
@@ -63,11 +51,9 @@ def test_every_family_is_the_same_in_int8_on_every_runtime(name: str, shared: Pa
         assert manifest.calibration.samples == 32
         assert (manifest.inputs[0].dtype, manifest.outputs[0].dtype) == ("float32", "float32")
         assert edgekit.verify(artifact.path).passed
-        assert artifact.size_bytes < 0.35 * 4 * ZOO[name].params or name in LARGE
-
-
-# What stays float in them: tables of positions, and tensors too small for a scale of their own.
-LARGE = ("tiny-moat-0", "micronet-m0")
+        # Of the float32 parameters; tables of positions (MOAT) and small layers (MicroNet) stay float.
+        limit = {"tiny-moat-0": 0.60, "micronet-m0": 0.40}.get(name, 0.35)
+        assert artifact.size_bytes < limit * 4 * ZOO[name].params
 
 
 @pytest.mark.parametrize("name", ["resnet20-cifar", "mobilenet-v1-025"])
