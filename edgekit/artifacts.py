@@ -22,6 +22,7 @@ from edgekit.types import Artifact, FileRecord, Manifest
 MANIFEST = "edgekit.json"
 LABELS = "labels.txt"
 GOLDEN = "golden.safetensors"
+_OTHERS = ("float", "nudged")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 Golden = tuple[list[list[NDArray[np.generic]]], list[list[NDArray[np.generic]]]]
@@ -215,15 +216,16 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def write_golden(folder: Path, golden: Golden, floats: Outputs = ()) -> None:
+def write_golden(folder: Path, golden: Golden, floats: Outputs = (), nudged: Outputs = ()) -> None:
     """Write `golden.safetensors`: `input.N` and `output.N` for sample N (`input.N.M` where there are several).
 
-    What an artifact of integers should compute is not what the float model computes: that is `float.N`.
+    What an artifact of integers should compute is not what the float model computes: that is `float.N`. What it would
+    compute of inputs that differ in their last places is `nudged.N`.
     """
     from safetensors.numpy import save
 
     arrays: dict[str, NDArray[np.generic]] = {}
-    for kind, samples in zip(("input", "output", "float"), (*golden, floats), strict=True):
+    for kind, samples in zip(("input", "output", *_OTHERS), (*golden, floats, nudged), strict=True):
         for n, sample in enumerate(samples):
             for m, array in enumerate(sample):
                 arrays[_golden_key(kind, n, m, len(sample))] = np.ascontiguousarray(array)
@@ -233,7 +235,7 @@ def write_golden(folder: Path, golden: Golden, floats: Outputs = ()) -> None:
 def read_golden(artifact: Artifact, reference: str = "output") -> Golden:
     """The golden vectors of an artifact, in the layout that its model takes; raises `ArtifactDamaged`.
 
-    With "float" as `reference` the outputs are the float model's, which only an artifact of integers stores apart.
+    With "float" or "nudged" as `reference` the outputs are those, which only an artifact of integers has.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -245,7 +247,7 @@ def read_golden(artifact: Artifact, reference: str = "output") -> Golden:
             f"{artifact.path / GOLDEN} cannot be read: {error}", "Export the artifact again."
         ) from error
     inputs, outputs = artifact.manifest.inputs, artifact.manifest.outputs
-    kinds = ["input", "output", *({"float"} if "float.0" in arrays or "float.0.0" in arrays else ())]
+    kinds = ["input", "output", *(k for k in _OTHERS if f"{k}.0" in arrays or f"{k}.0.0" in arrays)]
     samples = len(arrays) // (len(inputs) + (len(kinds) - 1) * len(outputs))
     expected = {
         _golden_key(kind, n, m, len(specs)): spec

@@ -30,6 +30,7 @@ from edgekit.errors import (
     PartialFailure,
     UsageError,
 )
+from edgekit.golden import Arrays, golden_of, in_artifact_layout, nudged, simulated
 from edgekit.loading import Loaded, load
 from edgekit.profiling import compare
 from edgekit.quantization import Simulation
@@ -48,9 +49,8 @@ from edgekit.types import (
     Step,
     TensorSpec,
 )
-from edgekit.verification import float_model, golden_of, in_artifact_layout, simulated, verifications
+from edgekit.verification import float_model, verifications
 
-NONE: Golden = ([], [])
 FASTER = ("int8", "int8-dynamic")
 """Precisions that promise speed; int8-weight and int4-weight promise size."""
 
@@ -63,6 +63,15 @@ class _Job:
     verify: bool
     min_sqnr: float | None
     force: bool
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What an artifact should compute of its golden inputs, of photos that are not stored, of golden inputs nudged."""
+
+    golden: Golden
+    photos: Golden = ([], [])
+    nudged: Sequence[Arrays] = ()
 
 
 def export(
@@ -141,7 +150,7 @@ def _export_each(
     for n, t in enumerate(targets, start=1):
         report(f"{t.title} {job.precision}", n, total)
         try:
-            artifact = _export_one(loaded, *simulations.get(t.kernels, (golden, NONE)), t, job)
+            artifact = _export_one(loaded, simulations.get(t.kernels, _Answers(golden)), t, job)
             if original is not None and job.precision in FASTER:
                 report(f"{t.title}: {job.precision} against fp32", n, total)
                 artifact = replace(artifact, speed=_speed(original, artifact, t, job))
@@ -176,15 +185,16 @@ def targets_of(target: str | Sequence[str]) -> tuple[Target, ...]:
     return tuple({t.name: t for t in (TARGETS[n.strip().lower()] for n in names)}.values())
 
 
-def _simulations(
-    loaded: Loaded, golden: Golden, kernels: set[str], with_photos: bool
-) -> dict[str, tuple[Golden, Golden]]:
-    """The answers of an int8 model to its golden inputs and to photos, rounded as each kind of kernels does."""
+def _simulations(loaded: Loaded, golden: Golden, kernels: set[str], with_photos: bool) -> dict[str, _Answers]:
+    """The answers of an int8 model, rounded as each kind of kernels does."""
     if loaded.quantized is None:
         return {}
     photos = [[x.numpy() for x in photo] for photo in loaded.photos] if with_photos else []
     modules = {name: Simulation(loaded.program, name) for name in kernels}
-    return {name: (simulated(module, golden[0]), simulated(module, photos)) for name, module in modules.items()}
+    return {
+        name: _Answers(simulated(module, golden[0]), simulated(module, photos), simulated(module, nudged(golden[0]))[1])
+        for name, module in modules.items()
+    }
 
 
 def _speed(original: Loaded, artifact: Artifact, target: Target, job: _Job) -> Comparison | None:
@@ -193,34 +203,37 @@ def _speed(original: Loaded, artifact: Artifact, target: Target, job: _Job) -> C
         loaded = float_model(original)
         with TemporaryDirectory() as folder:
             fp32 = replace(job, precision="fp32", out=Path(folder), verify=False)
-            return compare(_export_one(loaded, golden_of(loaded), NONE, target, fp32), artifact)
+            return compare(_export_one(loaded, _Answers(golden_of(loaded)), target, fp32), artifact)
     except (UsageError, EnvironmentProblem):  # its float model is gone, or its runtime is not of this machine
         return None
 
 
-def _export_one(loaded: Loaded, golden: Golden, photos: Golden, target: Target, job: _Job) -> Artifact:
-    """`golden` is what the artifact should answer; so is `photos`, which are looked at but not stored."""
+def _export_one(loaded: Loaded, answers: _Answers, target: Target, job: _Job) -> Artifact:
     start = time.perf_counter()
     destination = _destination(loaded, target, job)
     target.require()
     inputs = target.io(_input_specs(loaded))
+    golden = answers.golden
     outputs = target.io(_output_specs(golden))
     scheme = target.schemes.get(job.precision)
     program = loaded.program if scheme is None else quantize_weights(loaded.program, scheme)
     floats = loaded.float_outputs if scheme is None else golden[1]
     if scheme is not None:
         golden = simulated(program.module(), golden[0])
-    floats = in_artifact_layout(([], [list(sample) for sample in floats]), inputs, outputs)[1]
+    floats, nudges = (
+        in_artifact_layout(([], [list(sample) for sample in given]), inputs, outputs)[1]
+        for given in (floats, answers.nudged)
+    )
     golden = in_artifact_layout(golden, inputs, outputs)
     with atomic_folder(destination) as folder:
         delegation = target.lower(program, job.precision, folder / f"model{target.suffix}", inputs, outputs)
-        write_golden(folder, golden, floats)
+        write_golden(folder, golden, floats, nudges)
         if loaded.labels:
             (folder / LABELS).write_text("\n".join(loaded.labels) + "\n", encoding="utf-8")
         manifest = _manifest(loaded, target, job, folder, inputs, outputs, delegation)
         write_manifest(folder, manifest)
         if job.verify:
-            manifest = _verified(folder, manifest, job, in_artifact_layout(photos, inputs, outputs))
+            manifest = _verified(folder, manifest, job, in_artifact_layout(answers.photos, inputs, outputs))
             write_manifest(folder, manifest)
         if destination.exists() and not job.force and not same_files(folder, destination):
             raise _exists(destination)

@@ -11,9 +11,9 @@ from PIL import Image
 from edgekit.artifacts import load_artifact, read_labels
 from edgekit.data import apply, read_image
 from edgekit.errors import BadInput
+from edgekit.golden import to_layout
 from edgekit.targets import TARGETS
 from edgekit.types import Artifact, Prediction, Preprocess
-from edgekit.verification import to_layout
 
 Floats = NDArray[np.float32]
 

@@ -12,12 +12,12 @@ from edgekit.accuracy_control import AccuracyControl, AccuracyTarget, control_ac
 from edgekit.artifacts import write_file
 from edgekit.calibration import CalibrationSet, calibration_set
 from edgekit.errors import BadInput, UnknownName, Unsupported
+from edgekit.golden import golden_of
 from edgekit.loading import Loaded, load
 from edgekit.programs import quantized_bytes
 from edgekit.quantization import Simulation
 from edgekit.quantization import quantize as quantize_program
 from edgekit.types import ModelRequest, QuantizationOptions, Quantized, Shape, Step
-from edgekit.verification import golden_of
 
 SCHEMES = {"int8": "int8", "w8a8": "int8"}
 _PHOTOS = 64

@@ -26,6 +26,7 @@ LAYERS = (
     {"calibration"},
     {"targets"},
     {"artifacts"},
+    {"golden"},
     {"verification"},
     {"profiling"},
     {"prediction"},

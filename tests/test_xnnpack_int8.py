@@ -1,5 +1,6 @@
 """int8 on the two XNNPACK runtimes: one delegate, integer kernels, the steps of the simulation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,3 +152,45 @@ def test_a_hard_activation_of_what_others_read_stays() -> None:
 
     program, _ = captured(Tapped("sum"))
     assert hard_activations(program) is program
+
+
+def _integers(x: Tensor, scale: float) -> Tensor:
+    arguments = (scale, 3, -128, 127, torch.int8)
+    quantized = torch.ops.quantized_decomposed.quantize_per_tensor(x, *arguments)
+    return torch.ops.quantized_decomposed.dequantize_per_tensor(quantized, *arguments)
+
+
+# What a float part of a graph makes of integers and another tensor.
+ISLANDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cat with a constant": lambda a, y: torch.cat([a, torch.full((1, 1, 16), 0.4)], 1),
+    "cat with another": lambda a, y: torch.cat([a.reshape(1, 16, 8), y.exp().reshape(1, 16, 8)], 1),
+    "stack": lambda a, y: torch.stack([a, y]),
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "clamp": lambda a, y: a.clamp(-0.37, 0.37),
+    "pad": lambda a, y: F.pad(a, (0, 0, 0, 1), value=0.37),
+    "where": lambda a, y: torch.where(y > 0.5, a, y),
+    "average": lambda a, y: F.avg_pool2d(a[None], 2),
+    "bilinear": lambda a, y: F.interpolate(a[None], scale_factor=2, mode="bilinear"),
+    "another scale": lambda a, y: _integers(torch.maximum(a, _integers(y, 0.1)), 0.2137),
+    "an average made integers": lambda a, y: _integers(F.avg_pool2d(a[None], 2), 0.2137),
+    "a clamp of what others read": lambda a, y: _integers(y.sin().clamp(-0.1, 0.37), 0.2137) + y.sin(),
+}
+
+
+@pytest.mark.parametrize("name", ISLANDS)
+def test_litert_computes_in_float_what_is_float(name: str, tmp_path: Path) -> None:
+    class Island(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return (ISLANDS[name](_integers(x, 0.3), y) * 0.1).exp()
+
+    torch.manual_seed(0)
+    samples = (torch.randn(1, 8, 16) * 3, torch.rand(1, 8, 16))
+    module = Island()
+    target, expected = TARGETS["tflite"], module(*samples).numpy()
+    inputs = tuple(TensorSpec(name=n, shape=(1, 8, 16)) for n in ("x", "y"))
+    outputs = (TensorSpec(name="z", shape=tuple(expected.shape)),)
+    path = tmp_path / "model.tflite"
+    target.lower(torch.export.export(module, samples), "int8", path, inputs, outputs)
+    (actual,) = target.runner(path, inputs, outputs)([s.numpy() for s in samples])
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from edgekit.data import ImageSet, apply
 from edgekit.errors import BadInput
+from edgekit.golden import flat_outputs
 from edgekit.loading import Loaded
 from edgekit.prediction import Classifier, Floats
 from edgekit.types import Preprocess, Step
-from edgekit.verification import flat_outputs
 
 Ints = NDArray[np.int64]
 

@@ -33,6 +33,7 @@ from edgekit.graph.quantized_integers import (
     unsigned_activations,
 )
 from edgekit.graph.quantized_kernels import aligned_channels, dense_groups, long_runs, merge_alignments, pools_as_convs
+from edgekit.graph.quantized_litert import guard_float_ops
 from edgekit.graph.quantized_xnnpack import channels_last_pads, maxima_as_sums
 from edgekit.graph.reductions import line_maxima, line_sums, plain_norms
 from edgekit.graph.softmaxes import last_softmaxes, short_softmaxes
@@ -51,10 +52,10 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "coreml": (
         fold_constants, reshape_views, drop_noops, fold_batch_norms, explicit_strides, merge_layouts, drop_unused,
     ),
-    # LiteRT's XNNPACK delegate: no gather, no slice with a stride.
+    # LiteRT's XNNPACK delegate: no gather, no slice with a stride. Its converter spreads scales.
     "tflite": (
         fold_constants, reshape_views, drop_noops, fold_batch_norms, drop_clamps, maxima_as_sums, explicit_gathers,
-        batched_matmul, spatial_means, merge_layouts, channels_last_pads, drop_unused,
+        batched_matmul, spatial_means, merge_layouts, channels_last_pads, guard_float_ops, drop_unused,
     ),
     # Before quantization, the same for all: what a scale would stand in the way of later.
     "int8": (
