@@ -16,7 +16,7 @@ from edgekit.quantization._ops import CAT, module_path, op_name
 from edgekit.quantization.biases import METHODS, correct_biases
 from edgekit.quantization.equalization import equalize
 from edgekit.quantization.placement import Unit, place
-from edgekit.quantization.qdq import activations, compatible, groups, insert
+from edgekit.quantization.qdq import activations, compatible, groups, insert, store_tables
 from edgekit.quantization.ranges import ESTIMATORS, Histogram, QParams, Range, histogram, qparams_of
 from edgekit.quantization.smoothing import smooth
 from edgekit.types import QuantizationOptions
@@ -66,6 +66,7 @@ def quantize(
     for group in groups(editor, units):
         qparams.update(dict.fromkeys(sorted(group), qparams_of(_union(group, ranges))))
     insert(editor, units, compatible(editor, units, qparams))
+    store_tables(editor)
     quantized = editor.finish()
     few = samples[: min(_CORRECTION_SAMPLES, at_once(quantized))]
     return correct_biases(prepared, quantized, few, options.bias_correction, on_step)

@@ -10,6 +10,7 @@ from torch.fx import Node
 from edgekit.errors import Unsupported
 from edgekit.graph._edit import Editor
 from edgekit.quantization._ops import (
+    ARITHMETIC,
     CAT,
     CLAMPS,
     COMPUTE,
@@ -27,7 +28,7 @@ from edgekit.quantization._ops import (
     weight_of,
 )
 from edgekit.quantization.placement import Unit
-from edgekit.quantization.ranges import QParams, float32, weight_scales
+from edgekit.quantization.ranges import QParams, Range, float32, qparams_of, weight_scales
 
 # XNNPACK refuses a ratio of operand to result outside of [2^-10, 2^8) in an addition, of [2^-8, 2^8) in a mean, of
 # [2^-16, 2^8) in a product. An operand so small that this widens its scale does not reach one step of the result.
@@ -40,6 +41,8 @@ _LARGEST = 1e15
 # What a bias may reach in int32, and the finest weight scale, in steps of the result, that requantization resolves.
 _BIAS_LIMIT = 2.0**29
 _FINEST = 2.0**-24
+# Below these many elements a constant is no table worth another node.
+_TABLE = 4096
 
 
 def activations(editor: Editor, unit: Unit) -> list[Node]:
@@ -145,6 +148,23 @@ def insert(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QParams
     editor.fired += bool(units)
 
 
+def store_tables(editor: Editor) -> None:
+    """Store what float operations add and multiply by, such as the position biases of attention, in int8 too."""
+    for table in [n for n in editor.graph.nodes if n.op == "placeholder"]:
+        constant, readers = editor.constant_value(table), list(table.users)
+        if constant is None or constant.dtype != torch.float32 or constant.numel() < _TABLE:
+            continue
+        if any(reader.target not in ARITHMETIC for reader in readers):
+            continue
+        constant = constant.detach()
+        q = qparams_of(Range(min(0.0, float(constant.min())), max(0.0, float(constant.max()))))
+        arguments = (q.scale, q.zero_point, QMIN, QMAX, torch.int8)
+        quantized = editor.constant(torch.ops.quantized_decomposed.quantize_per_tensor(constant, *arguments))
+        for reader in readers:
+            reader.replace_input_with(table, editor.call(reader, DEQUANTIZE, quantized, *arguments))
+        editor.fired += 1
+
+
 def _behind(tensor: Node) -> Node:
     """The node that follows `tensor`; that follows all inputs where it is one."""
     following = tensor.next
@@ -165,10 +185,8 @@ def _quantize_weight(editor: Editor, unit: Unit, qparams: Mapping[Node, QParams]
     q = torch.ops.quantized_decomposed.quantize_per_channel(
         weight.detach(), scales, zeros, 0, -WEIGHT_QMAX, WEIGHT_QMAX, torch.int8
     )
-    fresh = editor.call(
-        node, DEQUANTIZE_WEIGHT, editor.constant(q), editor.constant(scales), editor.constant(zeros),
-        0, -WEIGHT_QMAX, WEIGHT_QMAX, torch.int8,
-    )  # fmt: skip
+    stored = [editor.constant(t) for t in (q, scales, zeros)]
+    fresh = editor.call(node, DEQUANTIZE_WEIGHT, *stored, 0, -WEIGHT_QMAX, WEIGHT_QMAX, torch.int8)
     arguments[1] = fresh
     node.args = tuple(arguments)
 

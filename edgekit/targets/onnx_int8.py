@@ -20,6 +20,7 @@ def fuse(onnx: Any, model: Any) -> None:
             graph.take_pads(node)
         elif node.op_type == "ReduceMean":
             graph.pool(node)
+    graph.share_weights()
     graph.sweep()
 
 
@@ -86,6 +87,13 @@ class _Graph:
         if self.rank.get(mean.input[0]) == 4 and {int(a) % 4 for a in axes} == _MAP:
             mean.op_type = "GlobalAveragePool"
             del mean.input[1:], mean.attribute[:]
+
+    def share_weights(self) -> None:
+        """One copy of what is stored several times: a layer that is called twice was quantized twice."""
+        first: dict[tuple[Any, ...], str] = {}
+        names = {t.name: first.setdefault((t.data_type, *t.dims, t.raw_data), t.name) for t in self.graph.initializer}
+        for node in self.graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
 
     def sweep(self) -> None:
         """Leave out what nothing reads any more."""

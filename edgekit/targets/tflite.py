@@ -102,6 +102,7 @@ class Tflite(Target):
         )
         config = None
         if precision == "int8":
+            scales = tflite_int8.tables(program)
             program, config = float_weights(program), tflite_int8.static(self)
         try:
             converted = litert_torch.convert(
@@ -110,7 +111,7 @@ class Tflite(Target):
         except Exception as error:  # the converter raises plain RuntimeError and MLIR errors
             raise explain(self, program, error) from error
         if precision == "int8":
-            converted = tflite_int8.float_islands(self, converted)
+            converted = tflite_int8.float_islands(self, converted, scales)
         if precision in tflite_compression.PRECISIONS:
             converted = tflite_compression.compress(self, converted, precision)
         path.write_bytes(converted)  # its own writer ends the process on a full disk

@@ -1,9 +1,15 @@
 """LiteRT in int8: what its converter is told, and float32 again where it leaves int8 that nothing gains from."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
 
+from edgekit.graph._edit import Editor
+from edgekit.quantization._ops import DEQUANTIZE
+from edgekit.quantization.ranges import QParams
 from edgekit.targets._base import Target, need
 
 # What the XNNPACK delegate takes in int8; it runs other kinds in float, if they come so.
@@ -11,6 +17,8 @@ _INT8 = frozenset((
     "ADD", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "FULLY_CONNECTED", "MAX_POOL_2D", "MEAN",
     "MUL", "PAD", "QUANTIZE", "RESHAPE", "SLICE", "STRIDED_SLICE", "SUB", "TRANSPOSE",
 ))  # fmt: skip
+_TABLE_READERS = ("ADD", "SUB", "MUL")
+_TABLE_BYTES = 4096 * 4
 
 
 def static(target: Target) -> Any:
@@ -22,11 +30,19 @@ def static(target: Target) -> Any:
     )
 
 
-def float_islands(target: Target, content: bytes) -> bytes:
+def tables(program: ExportedProgram) -> set[QParams]:
+    """The scales and zero points of constants that a Q/DQ program stores in int8, weights aside."""
+    editor = Editor(program)
+    found = [n for n in editor.nodes(DEQUANTIZE) if editor.constant_value(n.args[0]) is not None]
+    return {QParams(*node.args[1:3]) for node in found}  # type: ignore[arg-type]
+
+
+def float_islands(target: Target, content: bytes, scales: Collection[QParams] = ()) -> bytes:
     """The model with float32 inputs and outputs, and with float32 around each op that has no int8 kernel in XNNPACK.
 
     The converter takes a model's first and last quantization off, and turns every op between a dequantize and a
-    quantize node into one of int8. Both come back as QUANTIZE and DEQUANTIZE.
+    quantize node into one of int8. Both come back as QUANTIZE and DEQUANTIZE. Constants that float ops read come back
+    as int8 too, if they are whole steps of one of `scales`.
     """
     tools = need("ai_edge_litert.tools.flatbuffer_utils", target)
     model = tools.read_model_from_bytearray(bytearray(content))
@@ -35,7 +51,10 @@ def float_islands(target: Target, content: bytes) -> bytes:
         casts = _Casts(schema, model, graph)
         written: list[Any] = []
         for op in graph.operators:
-            if tools.opcode_to_name(model, op.opcodeIndex) in _INT8:
+            name = tools.opcode_to_name(model, op.opcodeIndex)
+            if name in _TABLE_READERS:
+                written += casts.stored_tables(op, scales)
+            if name in _INT8:
                 written.append(op)
             else:
                 written += casts.around(op)
@@ -85,6 +104,36 @@ class _Casts:
                 op.outputs[place] = self._float(index, self.graph.tensors[index].name + b"_float")
                 behind.append(self._op(kinds.QUANTIZE, int(op.outputs[place]), index))
         return [*before, op, *behind]
+
+    def stored_tables(self, op: Any, scales: Collection[QParams]) -> list[Any]:
+        """The ops that read constants of `op` from int8, which they are from now on."""
+        before = []
+        for place, index in enumerate(map(int, op.inputs)):
+            tensor = self.graph.tensors[index]
+            data = self.model.buffers[tensor.buffer].data
+            if tensor.type != self.schema.TensorType.FLOAT32 or data is None or len(data) < _TABLE_BYTES:
+                continue
+            values = np.frombuffer(bytes(data), np.float32)
+            for known in scales:
+                scale, zero = np.float32(known.scale), known.zero_point
+                steps = np.clip(np.round(values / scale) + zero, -128, 127).astype(np.int8)
+                if np.array_equal((steps.astype(np.float32) - zero) * scale, values):
+                    op.inputs[place] = self._float(index, tensor.name + b"_float")
+                    self._make_int8(tensor, steps, known)
+                    before.append(self._op(self.schema.BuiltinOperator.DEQUANTIZE, index, int(op.inputs[place])))
+                    break
+        return before
+
+    def _make_int8(self, tensor: Any, steps: NDArray[np.int8], qparams: QParams) -> None:
+        buffer = self.schema.BufferT()
+        buffer.data = np.frombuffer(steps.tobytes(), np.uint8)
+        self.model.buffers.append(buffer)
+        old = tensor.buffer
+        tensor.buffer, tensor.type = len(self.model.buffers) - 1, self.schema.TensorType.INT8
+        tensor.quantization = self.schema.QuantizationParametersT()
+        tensor.quantization.scale, tensor.quantization.zeroPoint = [qparams.scale], [qparams.zero_point]
+        if all(other.buffer != old for graph in self.model.subgraphs for other in graph.tensors):
+            self.model.buffers[old].data = None
 
     def _is_int8(self, index: int) -> bool:
         return bool(self.graph.tensors[index].type == self.schema.TensorType.INT8)
