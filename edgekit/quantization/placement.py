@@ -30,13 +30,15 @@ from edgekit.quantization._ops import (
 )
 
 _aten = torch.ops.aten
-# What an operation saves in int8, in passes over its result: four times fewer bytes to move.
-_GAIN = 0.75
-# The multiplications that int8 saves as much time on as it takes to change an element's type. A weight that is read
-# once for each product, in a linear of one token, costs its bytes instead.
-_MACS = 8
-# What starting one more kernel costs, in elements whose type is changed.
-_START = 2048
+# What int8 saves and costs, in elements whose type is changed, as timed on x86 with VNNI in three runtimes:
+# an addition or a move reads and writes fewer bytes; a product of integers is made int8 again,
+_GAIN, _RESCALE = 0.25, 1
+# and takes so many times less than its multiplications in float, after a window of more than one place is gathered;
+_MACS, _GATHER = 8, 0.5
+# a weight that is read once for each product, in a linear of one token, costs its bytes, which are a file's size too;
+_WEIGHT = 4
+# and one more kernel has to be started.
+_START = 16384
 _INT8, _FLOAT = "int8", "float"
 
 
@@ -106,14 +108,14 @@ def _anchor(graph: networkx.DiGraph, editor: Editor, node: Node, in_float: bool)
 
 
 def _gain(editor: Editor, node: Node) -> float:
-    """What an operation saves in int8, in changes of an element's type: less than nothing for a small one.
-
-    An integer kernel takes longer to start, and longer for the few elements behind its last full vector.
-    """
-    gain, weight = _GAIN * _size(node) - _START, weight_of(editor, node)
+    """What an operation saves in int8, in changes of an element's type: less than nothing for a small one."""
+    weight = weight_of(editor, node)
     if weight is None:
-        return gain
-    return gain + weight.numel() + weight[0].numel() * _size(node) / _MACS
+        return _GAIN * _size(node) - _START
+    products, depthwise = weight[0].numel() * _size(node), weight.dim() > 2 and weight.shape[1] == 1
+    gain = products / _MACS + _WEIGHT * weight.numel() - _RESCALE * _size(node) - _START
+    window = weight[0].numel() > weight.shape[1] and not depthwise
+    return gain - _GATHER * products / len(weight) if window else gain
 
 
 def _connect(graph: networkx.DiGraph, operand: Node, node: Node) -> None:

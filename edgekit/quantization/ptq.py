@@ -19,6 +19,7 @@ from edgekit.quantization.placement import Unit, place
 from edgekit.quantization.qdq import activations, compatible, groups, insert, store_tables
 from edgekit.quantization.ranges import ESTIMATORS, Histogram, QParams, Range, histogram, qparams_of
 from edgekit.quantization.smoothing import smooth
+from edgekit.quantization.weight_only import EVERY, WeightScheme, quantize_weights
 from edgekit.types import QuantizationOptions
 
 _CORRECTION_SAMPLES = 32
@@ -67,7 +68,8 @@ def quantize(
         qparams.update(dict.fromkeys(sorted(group), qparams_of(_union(group, ranges))))
     insert(editor, units, compatible(editor, units, qparams))
     store_tables(editor)
-    quantized = editor.finish()
+    # What stays in float for its speed is as small in a file.
+    quantized = quantize_weights(editor.finish(), WeightScheme(int8=EVERY), options.keep_float)
     few = samples[: min(_CORRECTION_SAMPLES, at_once(quantized))]
     return correct_biases(prepared, quantized, few, options.bias_correction, on_step)
 

@@ -21,6 +21,7 @@ from torch.fx import Node
 from edgekit.graph._edit import Editor, argument, shape, without_writes
 from edgekit.graph.batch_norm import fold_batch_norms
 from edgekit.graph.constants import fold_constants
+from edgekit.quantization._ops import matches
 
 _aten = torch.ops.aten
 BLOCK = 32
@@ -78,14 +79,17 @@ class Weight:
         return self.value.numel() * self.value.element_size()
 
 
-def quantize_weights(program: ExportedProgram, scheme: WeightScheme) -> ExportedProgram:
+def quantize_weights(
+    program: ExportedProgram, scheme: WeightScheme, keep_float: tuple[str, ...] = ()
+) -> ExportedProgram:
     """`program` with its weights rounded by `scheme`: it computes in float32 what an artifact computes in integers.
 
-    Batch norms and constants are folded before, so that what is rounded is what a runtime stores.
+    Batch norms and constants are folded before, so that what is rounded is what a runtime stores. `keep_float` are
+    shell patterns of module paths whose weights are left as they are.
     """
     editor = Editor(_folded(program))
     for weight in list(_weights(editor, scheme)):
-        if weight.bits == 32:
+        if weight.bits == 32 or any(matches(user, keep_float) for user in weight.node.users):
             continue
         grid = nearest(weight.value, weight.bits)
         rounded = (grid.scale * grid.ints).reshape(weight.value.shape)

@@ -7,8 +7,10 @@ import torch
 
 from edgekit.quantization.weight_only import Grid, on_grid
 
-PRECISIONS = ("int8-weight", "int4-weight")
-"""What `compress` is for. All that stays float is float16, as the Neural Engine computes."""
+PRECISIONS = ("int8", "int8-weight", "int4-weight")
+"""What `compress` is for."""
+HALF = ("int8-weight", "int4-weight")
+"""All that stays float is float16, as the Neural Engine computes."""
 
 
 def compress(model: Any) -> Any:

@@ -144,6 +144,7 @@ def _converted(
     import coremltools as ct
 
     integers = precision in coreml_compression.PRECISIONS
+    half = precision in ("fp16", *coreml_compression.HALF)
     model = ct.convert(
         program,
         inputs=[
@@ -156,7 +157,7 @@ def _converted(
         ],
         minimum_deployment_target=ct.target.iOS18 if precision == "int4-weight" else ct.target.iOS17,
         convert_to="mlprogram",
-        compute_precision=ct.precision.FLOAT16 if precision == "fp16" or integers else ct.precision.FLOAT32,
+        compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
         skip_model_load=True,
         package_dir=None if integers else str(package),
     )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgekit.quantization.weight_only import BLOCK, Grid, on_grid
 
-PRECISIONS = ("int8-weight", "int8-dynamic", "int4-weight")
+PRECISIONS = ("int8", "int8-weight", "int8-dynamic", "int4-weight")
 _CONTRIB = "com.microsoft"
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from edgekit.quantization.weight_only import BLOCK, Grid, on_grid
 from edgekit.targets._base import Target, need
 
-PRECISIONS = ("int8-weight", "int8-dynamic", "int4-weight")
+PRECISIONS = ("int8", "int8-weight", "int8-dynamic", "int4-weight")
+_DYNAMIC = ("int8-dynamic", "int4-weight")
 # Where the outputs lie in the weight of each op.
 _OUTPUTS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 
@@ -22,7 +23,7 @@ def compress(target: Target, content: bytes, precision: str) -> bytes:
     """The model with each weight on a grid as integers and scales."""
     tools = need("ai_edge_litert.tools.flatbuffer_utils", target)
     model = tools.read_model_from_bytearray(bytearray(content))
-    writer = _Writer(need("ai_edge_quantizer.qtyping", target), model, precision != "int8-weight")
+    writer = _Writer(need("ai_edge_quantizer.qtyping", target), model, precision in _DYNAMIC)
     for graph in model.subgraphs:
         written = [writer.ops(graph, op, tools.opcode_to_name(model, op.opcodeIndex)) for op in graph.operators]
         graph.operators = [op for ops in written for op in ops]
