@@ -91,6 +91,29 @@ def outside() -> str:
     return "\n".join(lines) or "Nothing."
 
 
+def int8_accuracy() -> str:
+    """What int8 costs on each runtime."""
+    targets = ("executorch", "tflite", "onnx", "coreml")
+    rows = [f"| model | float | {' | '.join(TITLES[t] for t in targets)} |", "|---|---|---|---|---|---|"]
+    for name, found in saved("int8_accuracy")["results"].items():
+        cells = [f"{found[t]['top1']:.2f} % ({found[t]['drop']:+.2f})" for t in targets]
+        rows.append(f"| {name} | {found['onnx']['reference_top1']:.2f} % | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def int8_zoo() -> str:
+    """Size, distance from the simulation and speed of the zoo in int8."""
+    targets = ("executorch", "tflite", "onnx", "coreml")
+    rows = [f"| model | {' | '.join(TITLES[t] for t in targets)} |", "|---|---|---|---|---|"]
+    for name, found in saved("int8_zoo")["results"].items():
+        cells = []
+        for r in (found[t] for t in targets):
+            times = f", {r['speed'][0]:.2f}x" if r["speed"] else ""
+            cells.append(f"{r['of_fp32']:.2f}, {r['simulation_sqnr_db']:.0f} dB{times}")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def overhead() -> str:
     """The price of edgekit over the bare library calls, and the start of the command line."""
     startup, ratio = saved("startup")["results"]["edgekit --help"]["median_ms"], saved("export_overhead")["ratio"]
@@ -101,8 +124,8 @@ def overhead() -> str:
 
 
 TABLES: dict[str, tuple[Callable[[], str], ...]] = {
-    "README.md": (accuracy, speed, overhead),
-    "edgekit/models/README.md": (zoo, outside, latency),
+    "README.md": (accuracy, speed, overhead, int8_accuracy),
+    "edgekit/models/README.md": (zoo, outside, latency, int8_zoo),
 }
 
 

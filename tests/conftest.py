@@ -179,3 +179,11 @@ def artifact(export_tiny: Exporter, tmp_path: Path) -> Callable[..., Path]:
         return Path(shutil.copytree(source, tmp_path / source.name))
 
     return copy
+
+
+@pytest.fixture
+def all_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers too small to gain from int8 are placed in it all the same."""
+    from edgekit.quantization import placement
+
+    monkeypatch.setattr(placement, "_MACS", 1 / 16)

@@ -145,6 +145,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
     return made(tmp_path_factory.mktemp("layer"), one_coarse_layer)
 
 
+@pytest.mark.usefixtures("all_pays")
 def test_keeps_the_one_layer_in_float_that_int8_breaks(broken: Broken, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "a.pt2"
     result = cli(*broken.arguments, "--accuracy-data", broken.data, "--max-drop", "2", "-o", out)
@@ -187,6 +188,7 @@ def test_evaluate_gives_the_same_drop(broken: Broken, cli: Cli, tmp_path: Path) 
     assert measured["n"] == accuracy.n == NUMBER
 
 
+@pytest.mark.usefixtures("all_pays")
 def test_a_tensor_that_int8_breaks_takes_both_layers_beside_it(tmp_path: Path) -> None:
     broken = made(tmp_path, one_coarse_tensor)
     accuracy = broken.quantize(tmp_path / "a.pt2").accuracy
@@ -370,6 +372,7 @@ class Plain(nn.Module):
         return nn.functional.conv2d(self.inner(x), self.weight).mean((2, 3))
 
 
+@pytest.mark.usefixtures("all_pays")
 def test_operations_without_a_module_have_names_that_keep_them_alone_in_float() -> None:
     torch.manual_seed(0)
     calls = [(torch.randn(1, 3, 24, 24),) for _ in range(4)]
@@ -384,6 +387,7 @@ def test_operations_without_a_module_have_names_that_keep_them_alone_in_float() 
         assert [n.name for n in computing if not is_quantized(n)] == [layer.node]
 
 
+@pytest.mark.usefixtures("all_pays")
 @pytest.mark.parametrize("residual", [True, False])
 def test_the_sensitivity_is_that_of_the_programs_themselves(residual: bool) -> None:
     """`alone` and `spared` as they come out when a program is made for each layer: nothing in between is assumed."""

@@ -136,10 +136,9 @@ def test_laws_of_every_family(name: str) -> None:
     prepared = prepare(program)
     layers = [u for u in place(Editor(prepared)) if u.node.target in COMPUTE]
     every = [n for n in prepared.graph.nodes if n.target in COMPUTE]
-    # A linear of one token may cost more to change the type of than it saves.
-    # The least linears may cost more to change types around than they save: what stays is a few weights.
+    # Small layers may cost more to change types around than they save: they have few of the weights.
     assert check(quantized) == len(layers)
-    assert sum(n.args[1].meta["val"].numel() for n in every) * 0.95 < sum(
+    assert sum(n.args[1].meta["val"].numel() for n in every) * 0.9 < sum(
         u.node.args[1].meta["val"].numel() for u in layers
     )
     with torch.no_grad():
@@ -166,9 +165,10 @@ def inverted_residuals(name: str) -> tuple[list[nn.Module], list[Tensor]]:
     return blocks, arriving
 
 
+@pytest.mark.usefixtures("all_pays")
 @pytest.mark.parametrize("name", ["mobilenet-v3-small", "mobilenet-v3-large"])
 def test_blocks_of_mobilenet_v3_do_not_collapse(name: str) -> None:
-    """SQNR of each block on images that it was not calibrated with; without bias correction it is lower on average."""
+    """SQNR of each block on images that it was not calibrated with; bias correction gains on average."""
     found: dict[str, list[float]] = {"none": [], "full": []}
     for block, arriving in zip(*inverted_residuals(name), strict=True):
         program = capture(deploy(block), (arriving[:1],))
@@ -179,6 +179,7 @@ def test_blocks_of_mobilenet_v3_do_not_collapse(name: str) -> None:
                 module = quantize(program, samples, QuantizationOptions(bias_correction=method)).module()
                 values.append(sqnr(torch.cat([module(x[None]) for x in arriving[12:]]), exact))
     assert min(found["full"]) >= 20, found
+    assert sum(found["full"]) > sum(found["none"])
 
 
 # --- ranges
@@ -300,6 +301,7 @@ def mixed_inputs(batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     return random(batch, 24, 16, 16), random(batch, 24, 16, 16, seed=1), torch.ones(batch, 64, dtype=torch.int64)
 
 
+@pytest.mark.usefixtures("all_pays")
 @pytest.mark.parametrize(
     ("batch", "estimator", "method"),
     [(1, "mse", "full"), (3, "mse", "full"), (1, "minmax", "none"), (1, "percentile", "fast")],
@@ -308,7 +310,6 @@ def test_every_construct_quantizes(batch: int, estimator: str, method: str) -> N
     inputs = mixed_inputs(batch)
     torch.manual_seed(0)
     program, quantized = made(Mixed(), *inputs, range_estimator=estimator, bias_correction=method)
-    # The last head sees one token: placement may leave it in float.
     assert check(quantized) >= 8
     kinds = [(tuple(y.shape), y.dtype) for y in program.module()(*inputs)]
     results = quantized.module()(*inputs)
@@ -402,7 +403,7 @@ def test_scales_that_outgrow_each_other_are_refused() -> None:
             y = self.conv(x)
             return self.conv(torch.cat([y * y, y], 1)[:, 32:96])
 
-    editor = Editor(prepare(capture(Squares().eval(), (random(1, 64, 8, 8),))))
+    editor = Editor(prepare(capture(Squares().eval(), (random(1, 64, 16, 16),))))
     units = place(editor)
     scales = {n: QParams(1e3, 0) for group in groups(editor, units) for n in group}
     with pytest.raises(Unsupported, match="outgrow") as error:

@@ -37,8 +37,10 @@ _GAIN, _RESCALE = 0.25, 1
 _MACS, _GATHER = 8, 0.5
 # a weight that is read once for each product, in a linear of one token, costs its bytes, which are a file's size too;
 _WEIGHT = 4
-# and one more kernel has to be started.
-_START = 16384
+# and one more kernel has to be started: in ONNX Runtime, or where nothing would pay there in XNNPACK.
+_START = (16384, 2048, 0)
+# Who asks for int8 gets it even where nothing is gained at all: `export` measures and says so.
+_ALWAYS = 1e15
 _INT8, _FLOAT = "int8", "float"
 
 
@@ -57,20 +59,27 @@ def place(editor: Editor, keep_float: tuple[str, ...] = (), also: Collection[Nod
     `BadInput` for a pattern that names nothing.
     """
     _check(editor, keep_float)
+    # Of the whole model, so that what is kept in float does not change where the rest runs.
+    pays = next((start for start in _START if _cheapest(editor, (), (), start)), 0)
+    return _cheapest(editor, keep_float, also, pays)
+
+
+def _cheapest(editor: Editor, keep_float: tuple[str, ...], also: Collection[Node], start: int) -> tuple[Unit, ...]:
+    """The operations that run in int8 where starting a kernel costs `start`."""
     calls = [n for n in editor.graph.nodes if n.op == "call_function" and value(n) is not None]
     graph = networkx.DiGraph()
     graph.add_nodes_from((_INT8, _FLOAT))
     for node in calls:
-        _anchor(graph, editor, node, node in also or matches(node, keep_float))
+        _anchor(graph, editor, node, start, node in also or matches(node, keep_float))
         for operand in tensor_operands(node):
             if editor.constant_value(operand) is None:
-                _connect(graph, operand, node)
+                _connect(graph, operand, node, start)
     for node in editor.graph.nodes:
         if node.op == "placeholder" and editor.constant_value(node) is None:
             graph.add_edge(node, _FLOAT)  # no capacity: it cannot be cut
         if node.op == "output":
             for result in node.all_input_nodes:
-                graph.add_edge(result, f"{result.name} in float", capacity=_pass(result))
+                graph.add_edge(result, f"{result.name} in float", capacity=_size(result) + start)
                 graph.add_edge(f"{result.name} in float", _FLOAT)
     if not any(_INT8 in graph.predecessors(n) for n in graph):
         return ()
@@ -97,43 +106,40 @@ def _has_numbers(clamp: Node) -> bool:
     return all(not isinstance(a, Node) for a in clamp.args[1:])
 
 
-def _anchor(graph: networkx.DiGraph, editor: Editor, node: Node, in_float: bool) -> None:
+def _anchor(graph: networkx.DiGraph, editor: Editor, node: Node, start: int, in_float: bool) -> None:
     """Tie a node to int8 or float for good, or let it gain something in int8."""
     if in_float or not _has_kernel(editor, node):
         graph.add_edge(node, _FLOAT)
-    elif (gain := _gain(editor, node)) > 0:
+    elif (gain := _gain(editor, node, start)) > 0:
         graph.add_edge(_INT8, node, capacity=gain)
     else:
         graph.add_edge(node, _FLOAT, capacity=-gain)
 
 
-def _gain(editor: Editor, node: Node) -> float:
+def _gain(editor: Editor, node: Node, start: int) -> float:
     """What an operation saves in int8, in changes of an element's type: less than nothing for a small one."""
     weight = weight_of(editor, node)
     if weight is None:
-        return _GAIN * _size(node) - _START
+        return _GAIN * _size(node) - start
+    if not start:
+        return _ALWAYS
     products, depthwise = weight[0].numel() * _size(node), weight.dim() > 2 and weight.shape[1] == 1
-    gain = products / _MACS + _WEIGHT * weight.numel() - _RESCALE * _size(node) - _START
+    gain = products / _MACS + _WEIGHT * weight.numel() - _RESCALE * _size(node) - start
     window = weight[0].numel() > weight.shape[1] and not depthwise
     return gain - _GATHER * products / len(weight) if window else gain
 
 
-def _connect(graph: networkx.DiGraph, operand: Node, node: Node) -> None:
+def _connect(graph: networkx.DiGraph, operand: Node, node: Node, start: int) -> None:
     """What a change of type between two nodes costs: a pass over the tensor, however many read it so."""
     if fused_clamp(operand) is node:
         graph.add_edge(operand, node)  # no capacity: it cannot be cut
         graph.add_edge(node, operand)
         return
     to_float, to_int8 = f"{operand.name} in float", f"{operand.name} in int8"
-    graph.add_edge(operand, to_float, capacity=_pass(operand))
+    graph.add_edge(operand, to_float, capacity=_size(operand) + start)
     graph.add_edge(to_float, node)
     graph.add_edge(node, to_int8)
-    graph.add_edge(to_int8, operand, capacity=_pass(operand))
-
-
-def _pass(node: Node) -> int:
-    """What a change of a tensor's type costs, in elements."""
-    return _size(node) + _START
+    graph.add_edge(to_int8, operand, capacity=_size(operand) + start)
 
 
 def _size(node: Node) -> int:

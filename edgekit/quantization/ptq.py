@@ -59,8 +59,7 @@ def quantize(
         units = place(editor, keep_float)
     if not units:
         raise Unsupported(
-            "nothing in the model gains from int8: no convolution or linear with a constant float32 weight is left "
-            "that saves more than it costs to change the type of what it reads and computes",
+            "nothing in the model gains from int8: no convolution or linear with a constant float32 weight is left",
             "Keep less in float with --keep-float, or export it as it is: --precision fp32.",
         )
     qparams: dict[Node, QParams] = {}
