@@ -286,13 +286,13 @@ def _manifest(
         outputs=outputs,
         preprocess=loaded.preprocess if inputs[0].layout else None,
         request=loaded.request,
-        delegation=delegation,
+        delegation=replace(delegation, notes=()),
         layers=_layers(loaded, target, job.precision),
         environment={"python": platform.python_version(), "torch": version("torch"), **target.versions()},
         labels=LABELS if loaded.labels else "",
         calibration=loaded.quantized.calibration if loaded.quantized else Calibration(),
         quantization=loaded.quantized.options if loaded.quantized else None,
-        notes=(*loaded.notes, *_notes(loaded, target, job.precision)),
+        notes=(*loaded.notes, *_notes(loaded, target, job.precision), *delegation.notes),
     )
 
 

@@ -111,12 +111,16 @@ class FallbackOp:
 
 @dataclass(frozen=True, kw_only=True)
 class Delegation:
-    """Which backend takes how much: `partitions` delegate calls holding `delegated` ops, and the rest."""
+    """Which backend takes how much: `partitions` delegate calls holding `delegated` ops, and the rest.
+
+    `notes` say what had to be lowered in another way than was asked for.
+    """
 
     backend: str
     delegated: int
     partitions: int = 1
     fallback: tuple[FallbackOp, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def fallback_count(self) -> int:

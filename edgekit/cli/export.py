@@ -123,9 +123,14 @@ def _show(screen: "Terminal", artifacts: tuple[Artifact, ...], as_json: bool) ->
     from edgekit.cli._render import artifact_lines, next_command
     from edgekit.profiling import not_faster
 
-    for note in artifacts[0].manifest.notes if artifacts else ():
+    notes = [a.manifest.notes for a in artifacts]
+    common = [note for note in notes[0] if all(note in others for others in notes)] if notes else []
+    for note in common:
         screen.note(note)
     for artifact in artifacts:
+        for note in artifact.manifest.notes:
+            if note not in common:
+                screen.note(f"{artifact.manifest.target}: {note}")
         if artifact.speed and (warning := not_faster(artifact, artifact.speed)):
             screen.note(warning)
     if as_json:

@@ -4,6 +4,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
@@ -74,7 +75,9 @@ class Executorch(Target):
             return delegation
         except (LoweringFailed, RuntimeError):
             # XNNPACK does not take each convolution behind a change of rank, and says so only when it runs.
-            return self._write(executorch_compression.integer_products(program, convolutions=False), path)
+            delegation = self._write(executorch_compression.integer_products(program, convolutions=False), path)
+            note = "the convolutions' weights are stored in float: XNNPACK does not run all of them in integers"
+            return replace(delegation, notes=(note,))
 
     def _write(self, program: ExportedProgram, path: Path) -> Delegation:
         exir = need("executorch.exir", self)
