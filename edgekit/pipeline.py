@@ -34,13 +34,13 @@ from edgekit.golden import Arrays, golden_of, in_artifact_layout, nudged, simula
 from edgekit.loading import Loaded, load
 from edgekit.profiling import compare
 from edgekit.quantization import KERNELS, Simulation
+from edgekit.quantization.qdq import layer_of_constants
 from edgekit.quantization.weight_only import left_float, quantize_weights, weight_bits
 from edgekit.quantizing import with_precision
 from edgekit.targets import TARGETS, Target, precision_name
 from edgekit.types import (
     Artifact,
     Calibration,
-    Comparison,
     Delegation,
     Manifest,
     ModelRequest,
@@ -153,7 +153,7 @@ def _export_each(
             artifact = _export_one(loaded, simulations.get(t.kernels, _Answers(golden)), t, job)
             if original is not None and job.precision in FASTER:
                 report(f"{t.title}: {job.precision} against fp32", n, total)
-                artifact = replace(artifact, speed=_speed(original, artifact, t, job))
+                artifact = _timed(original, artifact, t, job)
             done.append(artifact)
         except EdgekitError as error:
             failed.append((t.name, error))
@@ -203,15 +203,16 @@ def _simulations(loaded: Loaded, golden: Golden, kernels: set[str], with_photos:
     }
 
 
-def _speed(original: Loaded, artifact: Artifact, target: Target, job: _Job) -> Comparison | None:
-    """The artifact's time against that of the same model in fp32, run by turns; None where that cannot be measured."""
+def _timed(original: Loaded, artifact: Artifact, target: Target, job: _Job) -> Artifact:
+    """The artifact with its time against that of the same model in fp32, run by turns, or why there is none."""
     try:
         loaded = float_model(original)
         with TemporaryDirectory() as folder:
             fp32 = replace(job, precision="fp32", out=Path(folder), verify=False)
-            return compare(_export_one(loaded, _Answers(golden_of(loaded)), target, fp32), artifact)
-    except (UsageError, EnvironmentProblem):  # its float model is gone, or its runtime is not of this machine
-        return None
+            made = _export_one(loaded, _Answers(golden_of(loaded)), target, fp32)
+            return replace(artifact, speed=compare(made, artifact))
+    except (UsageError, EnvironmentProblem) as error:  # its float model is gone, or its runtime is not of this machine
+        return replace(artifact, no_speed=error.message)
 
 
 def _export_one(loaded: Loaded, answers: _Answers, target: Target, job: _Job) -> Artifact:
@@ -303,16 +304,17 @@ def _notes(loaded: Loaded, target: Target, precision: str) -> tuple[str, ...]:
 
 
 def _layers(loaded: Loaded, target: Target, precision: str) -> dict[str, int]:
-    """Bytes of weights by layer, in the deploy form's order; of integer ones without their scales."""
+    """Bytes of weights by layer, in the deploy form's order; of weight-only ones without their scales."""
     layers: dict[str, int] = {}
     scheme = target.schemes.get(precision)
     bits = {} if scheme is None else weight_bits(loaded.program, scheme)
+    readers = layer_of_constants(loaded.program) if loaded.quantized else {}
     tensors = {
         **loaded.program.state_dict,
         **{k: v for k, v in loaded.program.constants.items() if hasattr(v, "numel")},
     }
     for name, tensor in tensors.items():
-        layer = name.rpartition(".")[0] or name
+        layer = readers.get(name) or name.rpartition(".")[0] or name
         size = 2 if precision == "fp16" and tensor.is_floating_point() else tensor.element_size()
         layers[layer] = layers.get(layer, 0) + tensor.numel() * bits.get(name, 8 * size) // 8
     return layers

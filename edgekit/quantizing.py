@@ -160,13 +160,20 @@ def with_precision(
 ) -> Loaded:
     """`loaded`, in int8 where that is the precision asked for; what is int8 already stays as it is.
 
-    Raises `BadInput` where int8 has nothing to be calibrated with, or a model in int8 is asked to be something else.
+    Raises `BadInput` where int8 has nothing to be calibrated with, a model in int8 is asked to be something else, or
+    another precision is given the options of int8.
     """
     if loaded.quantized is not None:
         return _as_quantized(loaded, precision, calibration, num_calibration_samples, options)
     if precision != "int8":
         if calibration is not None:
             raise BadInput(f"--calibration is for int8, not {precision or 'fp32'}", "Add --precision int8.")
+        if options != QuantizationOptions():
+            raise BadInput(
+                f"--range-estimator, --bias-correction, --equalize, --smooth-quant and --keep-float are for int8, "
+                f"not {precision or 'fp32'}",
+                "Add --precision int8, or leave them out.",
+            )
         return loaded
     photos = _photos(loaded, calibration, num_calibration_samples, on_step)
     return _in_int8(loaded, photos, options, on_step)

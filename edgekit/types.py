@@ -227,12 +227,16 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A folder with one exported model, its manifest, labels and golden vectors."""
+    """A folder with one exported model, its manifest, labels and golden vectors.
+
+    `speed` compares it with fp32 where that was asked for and could be measured; `no_speed` says why it could not.
+    """
 
     path: Path
     manifest: Manifest
     seconds: float = 0.0
     speed: "Comparison | None" = None
+    no_speed: str = ""
 
     @property
     def model_path(self) -> Path:

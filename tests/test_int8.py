@@ -139,3 +139,13 @@ def test_int8_without_photos_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--calibration PATH"):
         edgekit.export("resnet20-cifar", "onnx", precision="int8", out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-weight"])
+def test_options_of_int8_are_refused_elsewhere(precision: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="are for int8, not"):
+        edgekit.export(
+            "resnet20-cifar", "onnx", precision=precision, out=tmp_path,
+            options=edgekit.QuantizationOptions(keep_float=("conv1",)),
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())

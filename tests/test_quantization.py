@@ -1,6 +1,6 @@
 """Int8 programs: ranges, scales, placement's laws over the zoo, bias correction, equalization and SmoothQuant."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -496,6 +496,55 @@ def test_equalization_is_an_identity_that_evens_channels_out() -> None:
     assert float((r1 / r2)[alive].log().abs().median()) < 0.02
     spread = constants(program)[names[0][0]].flatten(1).abs().amax(1)[alive]
     assert float(r1[alive].log().std()) < 0.7 * float(spread.log().std())
+
+
+def test_equalization_leaves_channels_that_are_pooled() -> None:
+    class Across(nn.Module):
+        """Local response: an average over five channels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).reshape(1, 1, 16, 64)
+            return self.second(functional.avg_pool2d(y, (5, 1), 1, (2, 0)).reshape(1, 16, 8, 8))
+
+    torch.manual_seed(0)
+    x = random(1, 8, 8, 8)
+    program = prepare(capture(Across().eval(), (x,)))
+    assert relative(equalize(program).module()(x), program.module()(x)) < 1e-5
+
+
+def test_modules_with_names_that_are_patterns() -> None:
+    class Lossy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)
+            self.last = nn.Conv2d(32, 16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.cat([self.first(x), self.second(x)], 1))
+
+    torch.manual_seed(0)
+    net = Lossy()
+    with torch.no_grad():
+        net.second.weight *= 1e-4
+        net.second.bias *= 1e-4
+    _, plain = made(net, random(1, 16, 32, 32))
+    _, named = made(Wrapped(net), random(1, 16, 32, 32))
+    assert check(named) == check(plain) >= 2
+
+
+class Wrapped(nn.Module):
+    """A module under a name that the shell would read as a pattern."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"c[1]": inner})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.parts["c[1]"](x))
 
 
 def test_equalization_leaves_what_a_relu6_or_a_shared_weight_ties() -> None:

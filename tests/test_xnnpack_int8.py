@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,3 +195,50 @@ def test_litert_computes_in_float_what_is_float(name: str, tmp_path: Path) -> No
     target.lower(torch.export.export(module, samples), "int8", path, inputs, outputs)
     (actual,) = target.runner(path, inputs, outputs)([s.numpy() for s in samples])
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [{"mode": "reflect"}, {"value": 1.0}])
+def test_litert_pads_with_what_was_asked_for(pad: dict[str, Any], tmp_path: Path) -> None:
+    class Edge(Padded):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.after = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.Conv2d(CHANNELS, CHANNELS, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.after(F.pad(F.relu(self.before(x)), (1, 1, 1, 1), **pad))
+
+    assert np.abs(lowered(Edge(), "tflite", tmp_path).steps).max() < 1.01
+
+
+class Attention(nn.Module):
+    """Two sums with one table, which is more than a mask where it has values of its own."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(CHANNELS, CHANNELS, 1), nn.Conv2d(1, CHANNELS, 1)
+        self.register_buffer("table", table)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.first(x).flatten(2)
+        a = ((tokens.transpose(1, 2) @ tokens)[:, :64, :64] + self.table).softmax(-1)
+        b = ((tokens.transpose(1, 2) @ tokens)[:, 64:128, 64:128] + self.table).softmax(-1)
+        return self.second((a + b).reshape(1, 1, 64, 64))
+
+
+BIAS = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+MASK = torch.full((64, 64), 1.0).triu(1)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_table_that_two_operations_read(name: str, tmp_path: Path) -> None:
+    assert np.abs(lowered(Attention(BIAS), name, tmp_path).steps).max() < 3
+
+
+@pytest.mark.parametrize("table", [MASK * -torch.inf, BIAS + MASK * -1e4], ids=["infinite", "with values of its own"])
+def test_a_mask_is_no_table_of_small_steps(table: Tensor) -> None:
+    program, samples = captured(Attention(table.nan_to_num(0.0, neginf=-torch.inf)))
+    quantized = quantize(program, samples)
+    with torch.no_grad():
+        expected, actual = program.module()(*samples[0]), quantized.module()(*samples[0])
+    error = float((actual - expected).square().mean() / expected.square().mean())
+    assert error < 0.01

@@ -133,6 +133,8 @@ def _show(screen: "Terminal", artifacts: tuple[Artifact, ...], as_json: bool) ->
                 screen.note(f"{artifact.manifest.target}: {note}")
         if artifact.speed and (warning := not_faster(artifact, artifact.speed)):
             screen.note(warning)
+        if artifact.no_speed:
+            screen.note(f"{artifact.manifest.target}: not measured against fp32: {artifact.no_speed}")
     if as_json:
         rows = [(a, {"path": str(a.path), "seconds": a.seconds}) for a in artifacts]
         screen.json([{**manifest_json(a.manifest), **more, **_speed(a)} for a, more in rows])

@@ -138,8 +138,8 @@ def _padded(editor: Editor, conv: Node, extra: int, whole: Mapping[Node, Node]) 
     if source in whole and (shape(whole[source]) or ())[1:2] == ((shape(source) or ())[1] + extra,):
         return editor.call(conv, DEQUANTIZE, whole[source], *dequantize.args[1:])
     pads = [0, 0, 0, 0, 0, extra]
-    if source.target is _PAD and argument(source, 2, "value", 0) == dequantize.args[2]:
-        given = list(source.args[1])  # type: ignore[arg-type]
+    given = list(source.args[1]) if source.target is _PAD else []  # type: ignore[arg-type]
+    if given and len(given) <= len(pads) and argument(source, 2, "value", 0) == dequantize.args[2]:
         pads = [a + b for a, b in zip(pads, given + [0] * (6 - len(given)), strict=True)]
         source = source.args[0]  # type: ignore[assignment]
     wide = editor.call(conv, _PAD, source, pads, dequantize.args[2])

@@ -47,9 +47,11 @@ def channels_last_pads(program: ExportedProgram) -> ExportedProgram:
         entry, leave, padding = node.args[0], _only_user(node), list(node.args[1])  # type: ignore[arg-type]
         if not _is(entry, _DEQUANTIZE) or leave is None or not _is(leave, _QUANTIZE):
             continue
+        if node.target is _aten.pad.default and argument(node, 2, "mode", "constant") != "constant":
+            continue
         if len(shape(node) or ()) != 4 or len(padding) > 4 or not _is(entry.args[0], _QUANTIZE):  # type: ignore[union-attr]
             continue
-        fill = argument(node, 2, "value", 0) if node.target is _aten.constant_pad_nd.default else 0
+        fill = argument(node, 3 if node.target is _aten.pad.default else 2, "value", 0) or 0
         source, *scale = entry.args[0].args  # type: ignore[union-attr]
         x = editor.call(node, _aten.permute.default, source, _TO_LAST)
         x = editor.call(node, _QUANTIZE, x, *scale)

@@ -21,10 +21,10 @@ from edgekit.quantization._ops import COMPUTE, weight_of
 _aten = torch.ops.aten
 # Whatever the channel: f(s x) = s f(x), and no value of one channel reaches another.
 _POINTWISE = (
-    _aten.relu.default, _aten.max_pool2d.default, _aten.avg_pool2d.default, _aten.adaptive_avg_pool2d.default,
-    _aten.constant_pad_nd.default, _aten.dropout.default, _aten.leaky_relu.default, _aten.clone.default,
-    _aten.contiguous.default,
+    _aten.relu.default, _aten.constant_pad_nd.default, _aten.dropout.default, _aten.leaky_relu.default,
+    _aten.clone.default, _aten.contiguous.default,
 )  # fmt: skip
+_POOLS = (_aten.max_pool2d.default, _aten.avg_pool2d.default, _aten.adaptive_avg_pool2d.default)
 _VIEWS = (
     _aten.reshape.default, _aten.view.default, _aten.flatten.using_ints, _aten.squeeze.dim, _aten.squeeze.dims,
     _aten.unsqueeze.default,
@@ -189,6 +189,8 @@ def _moved(user: Node, node: Node, channel: int, repeats: int) -> tuple[int, int
     before, after = shape(node), shape(user)
     if before is None or after is None:
         return None
+    if user.target in _POOLS:
+        return None if channel >= len(before) - 2 else (channel, repeats)
     if user.target in _POINTWISE:
         padded = user.target is _aten.constant_pad_nd.default and (argument(user, 2, "value", 0) or channel != 1)
         return None if padded or after[channel] != before[channel] else (channel, repeats)

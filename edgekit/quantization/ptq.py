@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
+from glob import escape
 from operator import or_
 
 import torch
@@ -126,7 +127,7 @@ def observe(
         except ValueError as error:
             raise BadInput(
                 f"{node.name} in {module_path(node) or 'the model'} is not finite on the calibration samples",
-                f"Is the model right in float? If so, keep this in float: --keep-float '{op_name(node)}'",
+                f"Is the model right in float? If so, keep this in float: --keep-float '{escape(op_name(node))}'",
             ) from error
         found[node.name] = found[node.name] | seen if node.name in found else seen
 
@@ -155,7 +156,7 @@ def _lossy(editor: Editor, units: Sequence[Unit], ranges: Mapping[str, Range]) -
         crowded = unit.node.target is CAT and any(span < shared[unit.result] * _LEAST_SHARE for span in spans)
         cancels = unit.node.target in _SUMS and 0 < result < max(spans, default=0.0) * _LEAST_REST
         if crowded or cancels:
-            found.append(op_name(unit.node))
+            found.append(escape(op_name(unit.node)))
     return tuple(found)
 
 

@@ -1,10 +1,12 @@
 """Writing quantize and dequantize nodes into a graph: one scale a tensor, whoever reads it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from glob import escape
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgekit.errors import Unsupported
@@ -43,6 +45,7 @@ _BIAS_LIMIT = 2.0**29
 _FINEST = 2.0**-24
 # Below these many elements a constant is no table worth another node.
 _TABLE = 4096
+_LEAST_STEPS = 32
 
 
 def activations(editor: Editor, unit: Unit) -> list[Node]:
@@ -101,7 +104,7 @@ def compatible(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QPa
     assert changed is not None
     raise Unsupported(
         f"int8 has no scales for {changed.node.name} in {module_path(changed.node)}: its values outgrow those it reads",
-        f"Leave it in float: --keep-float '{op_name(changed.node)}'",
+        f"Leave it in float: --keep-float '{escape(op_name(changed.node))}'",
     )
 
 
@@ -148,18 +151,35 @@ def insert(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QParams
     editor.fired += bool(units)
 
 
+def layer_of_constants(program: ExportedProgram) -> dict[str, str]:
+    """The path of the module that reads each constant of a Q/DQ program, by the constant's name."""
+    names = {s.arg.name: s.target for s in program.graph_signature.input_specs if s.target is not None}
+    found = {}
+    for node in program.graph.nodes:
+        reader = next(iter(node.users), None) if node.name in names else None
+        while reader is not None and reader.target in (DEQUANTIZE, DEQUANTIZE_WEIGHT):
+            reader = next(iter(reader.users), None)
+        if reader is not None:
+            found[names[node.name]] = module_path(reader)
+    return found
+
+
 def store_tables(editor: Editor) -> None:
     """Store what float operations add and multiply by, such as the position biases of attention, in int8 too."""
     for table in [n for n in editor.graph.nodes if n.op == "placeholder"]:
         constant, readers = editor.constant_value(table), list(table.users)
         if constant is None or constant.dtype != torch.float32 or constant.numel() < _TABLE:
             continue
-        if any(reader.target not in ARITHMETIC for reader in readers):
+        if any(reader.target not in ARITHMETIC for reader in readers) or not constant.isfinite().all():
             continue
         constant = constant.detach()
         q = qparams_of(Range(min(0.0, float(constant.min())), max(0.0, float(constant.max()))))
         arguments = (q.scale, q.zero_point, QMIN, QMAX, torch.int8)
-        quantized = editor.constant(torch.ops.quantized_decomposed.quantize_per_tensor(constant, *arguments))
+        steps = torch.ops.quantized_decomposed.quantize_per_tensor(constant, *arguments)
+        # A mask of -10,000 in the same table leaves no steps for what it is added to.
+        if len(steps.unique()) < min(_LEAST_STEPS, len(constant.unique())):
+            continue
+        quantized = editor.constant(steps)
         for reader in readers:
             reader.replace_input_with(table, editor.call(reader, DEQUANTIZE, quantized, *arguments))
         editor.fired += 1

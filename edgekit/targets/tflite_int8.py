@@ -73,6 +73,8 @@ class _Casts:
         self.schema, self.model, self.graph = schema, model, graph
         self.outer: dict[int, int] = {}
         """The float tensors that stand for int8 inputs and outputs of the graph."""
+        self.tables: dict[int, int] = {}
+        """The same for constants that are stored in int8."""
 
     def ends(self, operators: list[Any]) -> list[Any]:
         """`operators` between float inputs and outputs of the graph."""
@@ -109,6 +111,9 @@ class _Casts:
         """The ops that read constants of `op` from int8, which they are from now on."""
         before = []
         for place, index in enumerate(map(int, op.inputs)):
+            if index in self.tables:
+                op.inputs[place] = self.tables[index]
+                continue
             tensor = self.graph.tensors[index]
             data = self.model.buffers[tensor.buffer].data
             if tensor.type != self.schema.TensorType.FLOAT32 or data is None or len(data) < _TABLE_BYTES:
@@ -118,7 +123,7 @@ class _Casts:
                 scale, zero = np.float32(known.scale), known.zero_point
                 steps = np.clip(np.round(values / scale) + zero, -128, 127).astype(np.int8)
                 if np.array_equal((steps.astype(np.float32) - zero) * scale, values):
-                    op.inputs[place] = self._float(index, tensor.name + b"_float")
+                    self.tables[index] = op.inputs[place] = self._float(index, tensor.name + b"_float")
                     self._make_int8(tensor, steps, known)
                     before.append(self._op(self.schema.BuiltinOperator.DEQUANTIZE, index, int(op.inputs[place])))
                     break
