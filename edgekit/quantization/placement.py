@@ -59,9 +59,10 @@ def place(editor: Editor, keep_float: tuple[str, ...] = (), also: Collection[Nod
     `BadInput` for a pattern that names nothing.
     """
     _check(editor, keep_float)
-    # Of the whole model, so that what is kept in float does not change where the rest runs.
+    # Found for the whole model, so that what is kept in float does not change where the rest runs.
     pays = next((start for start in _START if _cheapest(editor, (), (), start)), 0)
-    return _cheapest(editor, keep_float, also, pays)
+    left = [start for start in _START if start <= pays]
+    return next((units for start in left if (units := _cheapest(editor, keep_float, also, start))), ())
 
 
 def _cheapest(editor: Editor, keep_float: tuple[str, ...], also: Collection[Node], start: int) -> tuple[Unit, ...]:
