@@ -18,7 +18,7 @@ from edgekit.graph.hard_activations import hard_activations
 from edgekit.graph.quantized_xnnpack import maxima_as_sums
 from edgekit.quantization import quantize
 from edgekit.targets import TARGETS
-from edgekit.types import Delegation, TensorSpec
+from edgekit.types import Delegation, QuantizationOptions, TensorSpec
 
 RUNTIMES = ("tflite", "executorch")
 CHANNELS, SIZE = 16, 32
@@ -232,6 +232,17 @@ MASK = torch.full((64, 64), 1.0).triu(1)
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_table_that_two_operations_read(name: str, tmp_path: Path) -> None:
     assert np.abs(lowered(Attention(BIAS), name, tmp_path).steps).max() < 3
+
+
+def test_a_table_of_what_is_kept_in_float_stays_float() -> None:
+    program, samples = captured(nn.Sequential(Attention(BIAS), nn.Conv2d(CHANNELS, CHANNELS, 3)))
+
+    def is_stored(options: QuantizationOptions) -> bool:
+        kept = quantize(program, samples, options)
+        return not any(t.shape == (64, 64) and t.dtype == torch.float32 for t in kept.state_dict.values())
+
+    assert is_stored(QuantizationOptions())
+    assert not is_stored(QuantizationOptions(keep_float=("0",)))
 
 
 @pytest.mark.parametrize("table", [MASK * -torch.inf, BIAS + MASK * -1e4], ids=["infinite", "with values of its own"])

@@ -67,7 +67,7 @@ def quantize(
     for group in groups(editor, units):
         qparams.update(dict.fromkeys(sorted(group), qparams_of(_union(group, ranges))))
     insert(editor, units, compatible(editor, units, qparams))
-    store_tables(editor)
+    store_tables(editor, options.keep_float)
     # What stays in float for its speed is as small in a file.
     quantized = quantize_weights(editor.finish(), WeightScheme(int8=EVERY), options.keep_float)
     few = samples[: min(_CORRECTION_SAMPLES, at_once(quantized))]

@@ -24,6 +24,7 @@ from edgekit.quantization._ops import (
     QUANTIZE,
     WEIGHT_QMAX,
     bias_of,
+    matches,
     module_path,
     op_name,
     tensor_operands,
@@ -164,13 +165,18 @@ def layer_of_constants(program: ExportedProgram) -> dict[str, str]:
     return found
 
 
-def store_tables(editor: Editor) -> None:
-    """Store what float operations add and multiply by, such as the position biases of attention, in int8 too."""
+def store_tables(editor: Editor, keep_float: tuple[str, ...]) -> None:
+    """Store what float operations add and multiply by, such as the position biases of attention, in int8 too.
+
+    Where one of them is named by `keep_float`, what it reads stays float.
+    """
     for table in [n for n in editor.graph.nodes if n.op == "placeholder"]:
         constant, readers = editor.constant_value(table), list(table.users)
         if constant is None or constant.dtype != torch.float32 or constant.numel() < _TABLE:
             continue
-        if any(reader.target not in ARITHMETIC for reader in readers) or not constant.isfinite().all():
+        if any(reader.target not in ARITHMETIC or matches(reader, keep_float) for reader in readers):
+            continue
+        if not constant.isfinite().all():
             continue
         constant = constant.detach()
         q = qparams_of(Range(min(0.0, float(constant.min())), max(0.0, float(constant.max()))))
