@@ -1,8 +1,8 @@
 """Is the artifact, read back from disk and run by its runtime, the same function as the float model?"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from edgekit.artifacts import Golden, load_artifact, read_golden
 from edgekit.data import apply, open_images, read_image, sample_photos
+from edgekit.devices import Device, open_device
 from edgekit.errors import ArtifactDamaged, BadInput, EdgekitError
 from edgekit.golden import batches, in_artifact_layout, reference, to_layout
 from edgekit.loading import Loaded, load, runs_code, sha256
+from edgekit.parity import Run, parity, parity_words, running_on
+from edgekit.parity import sqnr_db as sqnr_db
 from edgekit.targets import TARGETS
-from edgekit.types import Artifact, OutputError, TensorSpec, Verification
+from edgekit.types import Artifact, DeviceVerification, OutputError, Step, TensorSpec, Verification
 
 Arrays = list[NDArray[Any]]
 
@@ -30,7 +33,6 @@ MAX_DISAGREEMENT = 0.01
 """The share of samples (one at least) whose class may be another than the simulation's, where that is not near."""
 NUDGE_DB = 3.0
 """By how much two trials of numbers changed in their last places may differ."""
-CEILING_DB = 200.0
 SAME_PHOTO_DB = 40.0
 """Two versions of Pillow may differ by a grey level here and there; a mean or std that is 1 % off is below this."""
 
@@ -41,13 +43,59 @@ def verify(
     images: str | Path | None = None,
     model: str | None = None,
     min_sqnr: float | None = None,
+    device: str | Device = "host",
+    on_step: Step = lambda what, done, total: None,
 ) -> Verification:
     """Compare an artifact with the float reference, on its golden vectors or on the photos at `images`.
 
     For `images` the float model is loaded again; one that is Python code must be named as `model` (see `reference_of`).
-    Raises `ArtifactDamaged` or `BadInput`; a gate that fails is a value (`passed`), not an exception.
+    On another `device` than this machine it is run there, gated as here, and compared with what this machine's runtime
+    makes of the same file (see `parity`): a `DeviceVerification`. Raises `ArtifactDamaged` or `BadInput`,
+    `EnvironmentProblem` where the device lacks something, `DeviceError`; a gate that fails is a value (`passed`), not
+    an exception.
     """
-    first, *others = verifications(artifact, images=images, model=model, min_sqnr=min_sqnr)
+    if not isinstance(artifact, Artifact):
+        artifact = load_artifact(artifact)
+    if device == "host":
+        return _merged(verifications(artifact, images=images, model=model, min_sqnr=min_sqnr))
+    return _verify_there(
+        artifact,
+        open_device(device) if isinstance(device, str) else device,
+        lambda run: _merged(verifications(artifact, images=images, model=model, min_sqnr=min_sqnr, run=run)),
+        on_step,
+    )
+
+
+def _verify_there(
+    artifact: Artifact, device: Device, gated: Callable[[Run], Verification], on_step: Step
+) -> DeviceVerification:
+    """`gated` compares what a call makes of each sample with the reference."""
+    target = TARGETS[artifact.manifest.target]
+    target.require_runtime()
+    here = _running_here(artifact)
+    pairs: list[tuple[Arrays, Arrays]] = []
+    with running_on(device, artifact, on_step) as (there, runtime):
+
+        def run(sample: Sequence[NDArray[Any]]) -> Arrays:
+            found = there(sample)
+            pairs.append((here(sample), found))
+            return found
+
+        merged = gated(run)
+    integers = artifact.manifest.precision in SIMULATION_SQNR_DB
+    floor = _simulation_floor(artifact, read_golden(artifact)[1]) if integers else None
+    both = parity(artifact, [a for a, _ in pairs], [b for _, b in pairs], floor)
+    failures = tuple(f"on {device.name}, {parity_words(p)}" for p in both if not p.passed)
+    values = {f.name: getattr(merged, f.name) for f in fields(merged)} | {
+        "runtime": runtime,
+        "passed": merged.passed and not failures,
+        "failures": (*merged.failures, *failures),
+    }
+    return DeviceVerification(**values, device=device.name, here=target.runtime, parity=both)
+
+
+def _merged(found: Sequence[Verification]) -> Verification:
+    first, *others = found
     failures = (*first.failures, *(text for v in others for text in v.failures))
     return replace(first, passed=not failures, failures=failures)
 
@@ -59,11 +107,12 @@ def verifications(
     model: str | None = None,
     min_sqnr: float | None = None,
     more: Golden = ([], []),
+    run: Run | None = None,
 ) -> tuple[Verification, ...]:
     """The comparisons that `verify` makes: of integers with their simulation first, then of any with the float model.
 
     `more` are further inputs with the simulation's outputs, beside the golden ones. `min_sqnr` is the floor in dB
-    against the float model.
+    against the float model. `run` is what runs the file, this machine's runtime if None.
     """
     if not isinstance(artifact, Artifact):
         artifact = load_artifact(artifact)
@@ -73,13 +122,13 @@ def verifications(
     found: list[Verification] = []
     if artifact.manifest.precision not in SIMULATION_SQNR_DB:
         golden = stored if images is None else _golden_of(artifact, Path(images), model)
-        found.append(compare(artifact, golden, floor))
+        found.append(compare(artifact, golden, floor, run=run))
     else:
         both = ([*stored[0], *more[0]], [*stored[1], *more[1]])
-        found.append(compare(artifact, both, _simulation_floor(artifact, stored[1]), "simulation", "close"))
+        found.append(compare(artifact, both, _simulation_floor(artifact, stored[1]), "simulation", "close", run))
         floats = read_golden(artifact, "float") if images is None else _golden_of(artifact, Path(images), model)
         # What integers change of the float model's classes is for `evaluate` to say.
-        found.append(compare(artifact, floats, floor, classes="any"))
+        found.append(compare(artifact, floats, floor, classes="any", run=run))
     first = found[0]
     found[0] = replace(first, passed=first.passed and not wrong, failures=(*wrong, *first.failures))
     return tuple(found)
@@ -137,7 +186,12 @@ def preprocess_failures(artifact: Artifact, golden: Golden) -> tuple[str, ...]:
 
 
 def compare(
-    artifact: Artifact, golden: Golden, min_sqnr_db: float, against: str = "float", classes: str = "same"
+    artifact: Artifact,
+    golden: Golden,
+    min_sqnr_db: float,
+    against: str = "float",
+    classes: str = "same",
+    run: Run | None = None,
 ) -> Verification:
     """Run the artifact's model file on every golden input and measure the distance of every output.
 
@@ -147,16 +201,8 @@ def compare(
     target = TARGETS[manifest.target]
     target.require_runtime()
     inputs, references = golden
-    try:
-        run = target.runner(artifact.model_path, manifest.inputs, manifest.outputs)
-        actual = [run(sample) for sample in inputs]
-    except EdgekitError:
-        raise
-    except Exception as error:  # each runtime raises its own types for a model file that it cannot read or run
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtifactDamaged(
-            f"{target.title} cannot run {artifact.model_path}: {reason}", "Export the artifact again."
-        ) from error
+    run = run or _running_here(artifact)
+    actual = [run(sample) for sample in inputs]
     if any(len(a) != len(manifest.outputs) for a in actual):
         raise ArtifactDamaged(
             f"{artifact.model_path} has {len(actual[0])} outputs, its manifest {len(manifest.outputs)}",
@@ -183,6 +229,28 @@ def compare(
         failures=failures,
         outputs=outputs,
     )
+
+
+def _running_here(artifact: Artifact) -> Run:
+    """The model file in this machine's runtime, loaded at the first call; `ArtifactDamaged` where it does not run."""
+    manifest = artifact.manifest
+    target = TARGETS[manifest.target]
+    loaded: list[Run] = []
+
+    def run(sample: Sequence[NDArray[Any]]) -> Arrays:
+        try:
+            if not loaded:
+                loaded.append(target.runner(artifact.model_path, manifest.inputs, manifest.outputs))
+            return loaded[0](sample)
+        except EdgekitError:
+            raise
+        except Exception as error:  # each runtime raises its own types for a model file that it cannot read or run
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ArtifactDamaged(
+                f"{target.title} cannot run {artifact.model_path}: {reason}", "Export the artifact again."
+            ) from error
+
+    return run
 
 
 def _failures(
@@ -244,19 +312,6 @@ def _measure(
         ),
         top1_agreement=None if agree is None else float(agree.mean()),
     )
-
-
-def sqnr_db(reference: NDArray[Any], actual: NDArray[Any]) -> float:
-    """10 log10(sum r² / sum (r - a)²), clipped to ±200 dB; 200 where equal, -200 where either is not finite."""
-    r, a = reference.astype(np.float64), actual.astype(np.float64)
-    if not (np.isfinite(r).all() and np.isfinite(a).all()):
-        return -CEILING_DB
-    noise, signal = float(((r - a) ** 2).sum()), float((r**2).sum())
-    if noise == 0:
-        return CEILING_DB
-    if signal == 0:
-        return -CEILING_DB
-    return float(np.clip(10 * math.log10(signal / noise), -CEILING_DB, CEILING_DB))
 
 
 def _golden_of(artifact: Artifact, path: Path, model: str | None) -> Golden:

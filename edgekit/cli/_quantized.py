@@ -13,20 +13,26 @@ from edgekit.cli._terminal import Terminal
 if TYPE_CHECKING:
     from edgekit.accuracy_control import AccuracyControl, Trial
     from edgekit.quantizing import QuantizedModel
+    from edgekit.types import Agreement, Calibration, Risk
 
 SHOWN = 5
 
 
 @contextmanager
 def resumable(screen: Terminal, out: str) -> Iterator[None]:
-    """Says where the measurements are, of accuracy control that is interrupted."""
-    from edgekit.quantizing import work_file
+    """Says where the work is, of accuracy control or learning that is interrupted."""
+    from edgekit.quantizing import learning_file, work_file
 
     try:
         yield
     except KeyboardInterrupt:
-        if (work := work_file(Path(out))).exists():
-            screen.note(f"what was measured is in {work}: the same command goes on from there")
+        learning = learning_file(Path(out))
+        for what, files in (
+            ("measured", [work_file(Path(out))]),
+            ("learned", learning.parent.glob(f"{learning.name}.*")),
+        ):
+            if work := next((file for file in files if file.exists()), None):
+                screen.note(f"what was {what} is in {work}: the same command goes on from there")
         raise
 
 
@@ -35,10 +41,51 @@ def quantized_lines(made: "QuantizedModel") -> list[str]:
     q = made.quantized
     return [
         f"{q.name} in {q.scheme}  {made.path}  {size(made.path.stat().st_size)}",
-        f"  calibration {q.calibration.samples} photos of {q.calibration.source}, seed {q.calibration.seed}",
+        f"  calibration {_calibration(q.calibration)}, seed {q.calibration.seed}",
+        *([f"  explained   {' · '.join(map(str, made.explained))}"] if made.explained and not q.risk else []),
+        *([] if q.risk is None else risk_lines(q.risk)),
+        *(_explained(made, q.risk) if made.explained and q.risk else []),
         *([] if made.accuracy is None else _accuracy_lines(made, made.accuracy)),
-        f"Next: edgekit export -m {made.path} -t all",
+        f"Next: edgekit export -m {made.path} -t all"
+        if not q.is_simulated
+        else f"Next: edgekit evaluate {made.path} --data PATH",
     ]
+
+
+def _calibration(c: "Calibration") -> str:
+    if c.kind == "synthetic":
+        return f"synthetic ({c.source}): {c.samples} images that no one took"
+    return f"{c.samples} photos of {c.source}"
+
+
+def risk_lines(risk: "Risk") -> list[str]:
+    """What is known of a model that no data calibrated, and what is not."""
+    norms = ", ".join(f"{n} x {kind}" for kind, n in risk.norms.items()) or "no norms"
+    return [
+        f"  risk        {risk.level}: {risk.reasons[0]}",
+        *(f"              {reason}" for reason in risk.reasons[1:]),
+        f"              {risk.advice}",
+        *(
+            f"  {a.relation:<13}{_agreement(a)} on {a.images} images: {a.family}"
+            for a in sorted(risk.agreements, key=lambda a: a.relation, reverse=True)
+        ),
+        f"  stored      {risk.stored_share:.0%} of the activations in int8 have stored statistics ({norms}); "
+        "the others are guessed",
+        f"  accuracy on real data: {risk.accuracy}",
+    ]
+
+
+def _agreement(a: "Agreement") -> str:
+    if a.top1 is None or a.kl is None:
+        return f"{a.sqnr_db:.1f} dB SQNR against float"
+    return f"{a.top1:4.0%} the same class as float, KL {a.kl:.2g} nats"
+
+
+def _explained(made: "QuantizedModel", risk: "Risk") -> list[str]:
+    from edgekit.data_free.explain import explained
+
+    files = " · ".join(map(str, made.explained))
+    return [*(f"  {line}" for line in explained(risk)), f"  explained   {files}"]
 
 
 def _accuracy_lines(made: "QuantizedModel", a: "AccuracyControl") -> list[str]:

@@ -9,7 +9,10 @@ from edgekit.cli._options import (
     BATCH_SIZE,
     BIAS_CORRECTION,
     CALIBRATION,
+    DATA_FREE,
+    DEVICE,
     EQUALIZE,
+    EXPLAIN,
     FEATURES_ONLY,
     IMAGE_SIZE,
     INPUT_SHAPE,
@@ -37,7 +40,14 @@ def quantize(
     model: str = typer.Option(
         ..., "-m", "--model", help="Zoo name, file.py:callable, package.module:callable or file.pt2."
     ),
-    scheme: str = typer.Option("int8", "--scheme", help="int8 (or w8a8): 8-bit weights and activations."),
+    scheme: str = typer.Option(
+        "int8", "--scheme", help="int8; or wXaY of 2 to 8 bits, such as w4a4: learned, and simulated in torch."
+    ),
+    protocol: str = typer.Option(
+        "h",
+        "--protocol",
+        help="Of wXaY: h (every tensor), a (behind ReLUs alone) or b (first and last layer in 8 bits).",
+    ),
     weights: str = WEIGHTS,
     num_classes: int = NUM_CLASSES,
     labels: str = LABELS,
@@ -48,6 +58,9 @@ def quantize(
     std: str = STD,
     features_only: bool = FEATURES_ONLY,
     calibration: str = CALIBRATION,
+    data_free: str = DATA_FREE,
+    device: str = DEVICE,
+    explain: bool = EXPLAIN,
     num_calibration_samples: int = NUM_CALIBRATION_SAMPLES,
     range_estimator: str = RANGE_ESTIMATOR,
     bias_correction: str = BIAS_CORRECTION,
@@ -82,7 +95,11 @@ def quantize(
                 model,
                 out,
                 scheme=scheme,
+                protocol=protocol,
                 calibration=calibration,
+                data_free=data_free,
+                device=device,
+                explain=explain,
                 num_calibration_samples=num_calibration_samples,
                 options=QuantizationOptions(
                     range_estimator=range_estimator,
@@ -109,7 +126,9 @@ def quantize(
             screen.note(note)
         if as_json:
             accuracy = made.accuracy and asdict(made.accuracy)
-            screen.json({"path": str(made.path), **asdict(made.quantized), "accuracy": accuracy})
+            explained = [str(p) for p in made.explained]
+            head = {"path": str(made.path), "explained": explained}
+            screen.json({**head, **asdict(made.quantized), "accuracy": accuracy})
         else:
             screen.print("\n".join(quantized_lines(made)))
 

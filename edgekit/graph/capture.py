@@ -39,12 +39,19 @@ def capture(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
 
 def source_line(node: Node) -> str:
     """`file.py:12: x = …` for the innermost user frame that a node came from, or ""."""
-    trace = node.meta.get("stack_trace") or ""
+    frame = _user_frame(node.meta.get("stack_trace") or "")
+    return _describe(*frame) if frame else ""
+
+
+def source_place(trace: str) -> str:
+    """`file.py:12` for the innermost user frame of a stack trace as torch writes it, or ""."""
+    frame = _user_frame(trace)
+    return f"{Path(frame[0]).name}:{frame[1]}" if frame else ""
+
+
+def _user_frame(trace: str) -> tuple[str, int] | None:
     frames = [(m["file"], int(m["line"])) for m in _FRAME.finditer(trace)]
-    for file, line in reversed(frames):
-        if not _is_machinery(file):
-            return _describe(file, line)
-    return ""
+    return next((frame for frame in reversed(frames) if not _is_machinery(frame[0])), None)
 
 
 def user_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgekit.graph._edit import Editor, argument
-from edgekit.quantization._execution import Samples, Values, Walk
+from edgekit.quantization._execution import Samples, Values, Walk, constants
 from edgekit.quantization._ops import COMPUTE, DEQUANTIZE, DEQUANTIZE_WEIGHT
 
 METHODS = ("none", "fast", "full")
@@ -29,12 +29,16 @@ def correct_biases(
     samples: Samples,
     method: str,
     on_step: Callable[[str, int, int], None] | None = None,
+    stand_in: ExportedProgram | None = None,
 ) -> ExportedProgram:
-    """`quantized` with biases in int32 steps, corrected towards `program`, the float program it was made from."""
+    """`quantized` with biases in int32 steps, corrected towards `program`, the float program it was made from.
+
+    Where a `stand_in` has the activations and `program` only the weights, `full` is as `fast`: each layer by itself.
+    """
     step = None if on_step is None else partial(on_step, "correcting biases")
     shifts: dict[str, Tensor] = {}
-    if method == "fast":
-        shifts = _local_shifts(program, quantized, samples, step)
+    if method == "fast" or (method == "full" and stand_in is not None):
+        shifts = _local_shifts(program, quantized, samples, step, stand_in or program)
     elif method == "full":
         shifts = _sequential_shifts(program, quantized, samples, step)
     return _with_biases(quantized, shifts)
@@ -85,18 +89,23 @@ def _sequential_shifts(
 
 
 def _local_shifts(
-    program: ExportedProgram, quantized: ExportedProgram, samples: Samples, on_step: Step | None
+    program: ExportedProgram,
+    quantized: ExportedProgram,
+    samples: Samples,
+    on_step: Step | None,
+    activations: ExportedProgram,
 ) -> dict[str, Tensor]:
+    exact = constants(program)
     rounded = {name: _dequantized_weight(quantized, node) for name, node in _compute_nodes(quantized).items()}
     shifts: dict[str, Tensor] = {}
-    walk = Walk(program, samples)
+    walk = Walk(activations, samples)
 
     def see(node: Node, values: Values) -> None:
         if node.name not in rounded:
             return
         operands: tuple[Any, ...] = node.args
         layer: Any = node.target
-        error = walk.values(operands[1])[0] - rounded[node.name]
+        error = exact[operands[1].name] - rounded[node.name]
         results = [layer(x, error, None, *operands[3:]) for x in walk.values(operands[0])]
         shifts[node.name] = _channel_means(node, results)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
 from glob import escape
 from operator import or_
+from types import MappingProxyType
 
 import torch
 from torch.export import ExportedProgram
@@ -19,6 +20,7 @@ from edgekit.quantization.equalization import equalize
 from edgekit.quantization.placement import Unit, place
 from edgekit.quantization.qdq import activations, compatible, groups, insert, store_tables
 from edgekit.quantization.ranges import ESTIMATORS, Histogram, QParams, Range, histogram, qparams_of
+from edgekit.quantization.rounding import ROUNDINGS
 from edgekit.quantization.smoothing import smooth
 from edgekit.quantization.weight_only import EVERY, WeightScheme, quantize_weights
 from edgekit.types import QuantizationOptions
@@ -37,23 +39,30 @@ def quantize(
     options: QuantizationOptions = QuantizationOptions(),  # noqa: B008 (frozen)
     on_step: Callable[[str, int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
+    stand_in: ExportedProgram | None = None,
+    at_least: Mapping[str, Range] = MappingProxyType({}),
 ) -> ExportedProgram:
     """`program` in int8: per-channel symmetric weights, per-tensor affine activations, int32 biases.
 
     The result computes in torch what every runtime computes. `samples` are inputs of the program. `on_note` hears of
-    options that found nothing to do. Raises `UnknownName` for an option's value, `BadInput` for a --keep-float that
-    names nothing or values that are not finite, `Unsupported` where nothing is left to quantize.
+    options that found nothing to do. With a `stand_in`, a program of the same nodes, activations are seen in that, and
+    only weights come from `program`. `at_least` are ranges by node of the prepared program that are not cut short.
+    Raises `UnknownName` for an option's value, `BadInput` for a --keep-float that names nothing, values that are not
+    finite or another stand-in, `Unsupported` where nothing is left to quantize.
     """
-    for value, known in ((options.range_estimator, ESTIMATORS), (options.bias_correction, METHODS)):
+    choices = (options.range_estimator, ESTIMATORS), (options.bias_correction, METHODS), (options.rounding, ROUNDINGS)
+    for value, known in choices:
         if value not in known:
             raise UnknownName("quantization option", value, known)
     if not samples:
         raise BadInput("there are no samples to calibrate with", "Give at least one.")
     prepared = _balanced(prepare(program), samples, options, on_note)
+    seen = prepared if stand_in is None else _same_nodes(prepare(stand_in), prepared, options)
     editor = Editor(prepared)
     units = place(editor, options.keep_float)
     tensors = {n for group in groups(editor, units) for n in group}
-    ranges = observe(prepared, {n.name for n in tensors}, samples, options.range_estimator, on_step)
+    ranges = observe(seen, {n.name for n in tensors}, samples, options.range_estimator, on_step)
+    ranges = {name: r | at_least.get(name, r) for name, r in ranges.items()}
     keep_float = options.keep_float
     while lossy := _lossy(editor, units, ranges):
         keep_float = (*keep_float, *lossy)
@@ -66,12 +75,43 @@ def quantize(
     qparams: dict[Node, QParams] = {}
     for group in groups(editor, units):
         qparams.update(dict.fromkeys(sorted(group), qparams_of(_union(group, ranges))))
-    insert(editor, units, compatible(editor, units, qparams))
+    insert(editor, units, compatible(editor, units, qparams), options.rounding)
     store_tables(editor, options.keep_float)
     # What stays in float for its speed is as small in a file.
     quantized = quantize_weights(editor.finish(), WeightScheme(int8=EVERY), options.keep_float)
     few = samples[: min(_CORRECTION_SAMPLES, at_once(quantized))]
-    return correct_biases(prepared, quantized, few, options.bias_correction, on_step)
+    other = None if stand_in is None else seen
+    return correct_biases(prepared, quantized, few, options.bias_correction, on_step, other)
+
+
+def ranges_of(
+    program: ExportedProgram,
+    samples: Samples,
+    options: QuantizationOptions,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Range]:
+    """The range of each tensor that `quantize` would represent in 8 bits, by its node in the prepared program."""
+    prepared = prepare(program)
+    editor = Editor(prepared)
+    tensors = {n.name for group in groups(editor, place(editor, options.keep_float)) for n in group}
+    return observe(prepared, tensors, samples, options.range_estimator, on_step)
+
+
+def _same_nodes(stand_in: ExportedProgram, program: ExportedProgram, options: QuantizationOptions) -> ExportedProgram:
+    """`stand_in` where it has the nodes of `program`, else `BadInput`."""
+    if options.equalize or options.smooth_quant:
+        raise BadInput(
+            "--equalize and --smooth-quant scale weights, and the statistics of a stand-in are not scaled with them",
+            "Leave them out, or calibrate with images: --data-free=images or --calibration PATH.",
+        )
+    names, others = ([n.name for n in p.graph.nodes if n.op != "placeholder"] for p in (program, stand_in))
+    if names != others:
+        first = next((a for a, b in zip(names, others, strict=False) if a != b), "its end")
+        raise BadInput(
+            f"the stand-in is another program: they differ from {first} on",
+            "Calibrate with images: --data-free=images or --calibration PATH.",
+        )
+    return stand_in
 
 
 def _balanced(

@@ -32,6 +32,7 @@ from edgekit.quantization._ops import (
 )
 from edgekit.quantization.placement import Unit
 from edgekit.quantization.ranges import QParams, Range, float32, qparams_of, weight_scales
+from edgekit.quantization.rounding import ROUNDINGS
 
 # XNNPACK refuses a ratio of operand to result outside of [2^-10, 2^8) in an addition, of [2^-8, 2^8) in a mean, of
 # [2^-16, 2^8) in a product. An operand so small that this widens its scale does not reach one step of the result.
@@ -127,13 +128,13 @@ def _least_scales(editor: Editor, unit: Unit, qparams: Mapping[Node, QParams]) -
         yield from ((source, result * _LEAST_RATIO) for source in sources)
 
 
-def insert(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QParams]) -> None:
+def insert(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QParams], rounding: str = "nearest") -> None:
     """Quantize every tensor that a unit reads or writes, once, and dequantize it for each reader."""
     inside = {unit.node for unit in units}
     results = {unit.result for unit in units}
     for unit in units:
         if unit.node.target in COMPUTE:
-            _quantize_weight(editor, unit, qparams)
+            _quantize_weight(editor, unit, qparams, rounding)
     for tensor, q in qparams.items():
         readers = [user for user in tensor.users if user in inside or tensor in results]
         constant = editor.constant_value(tensor)
@@ -141,7 +142,7 @@ def insert(editor: Editor, units: Sequence[Unit], qparams: Mapping[Node, QParams
         if constant is not None:
             quantized = editor.constant(torch.ops.quantized_decomposed.quantize_per_tensor(constant, *arguments))
         else:
-            quantized = editor.call(_behind(tensor), QUANTIZE, tensor, *arguments)
+            quantized = editor.call(behind(tensor), QUANTIZE, tensor, *arguments)
         for reader in readers:
             if reader.target in COMPUTE and reader.args[0] is not tensor:
                 continue  # it is its bias
@@ -191,7 +192,7 @@ def store_tables(editor: Editor, keep_float: tuple[str, ...]) -> None:
         editor.fired += 1
 
 
-def _behind(tensor: Node) -> Node:
+def behind(tensor: Node) -> Node:
     """The node that follows `tensor`; that follows all inputs where it is one."""
     following = tensor.next
     while following.op == "placeholder":
@@ -199,7 +200,7 @@ def _behind(tensor: Node) -> Node:
     return following
 
 
-def _quantize_weight(editor: Editor, unit: Unit, qparams: Mapping[Node, QParams]) -> None:
+def _quantize_weight(editor: Editor, unit: Unit, qparams: Mapping[Node, QParams], rounding: str) -> None:
     node = unit.node
     weight = weight_of(editor, node)
     assert weight is not None
@@ -208,9 +209,7 @@ def _quantize_weight(editor: Editor, unit: Unit, qparams: Mapping[Node, QParams]
     source, result = qparams[node.args[0]], qparams[unit.result]  # type: ignore[index]
     scales = safe_scales(weight, bias, source.scale, result.scale)
     zeros = torch.zeros(len(scales), dtype=torch.int64)
-    q = torch.ops.quantized_decomposed.quantize_per_channel(
-        weight.detach(), scales, zeros, 0, -WEIGHT_QMAX, WEIGHT_QMAX, torch.int8
-    )
+    q = ROUNDINGS[rounding](weight.detach(), scales)
     stored = [editor.constant(t) for t in (q, scales, zeros)]
     fresh = editor.call(node, DEQUANTIZE_WEIGHT, *stored, 0, -WEIGHT_QMAX, WEIGHT_QMAX, torch.int8)
     arguments[1] = fresh
