@@ -8,20 +8,22 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cattrs
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import ArtifactDamaged, BadInput, EnvironmentProblem
-from edgekit.types import Artifact, FileRecord, Manifest
+from edgekit.types import Artifact, FileOp, FileRecord, Manifest
 
 MANIFEST = "edgekit.json"
 LABELS = "labels.txt"
 GOLDEN = "golden.safetensors"
+SOURCES = "sources.json"
 _OTHERS = ("float", "nudged")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -54,6 +56,14 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
     finally:
         _remove(temporary)
         _remove_empty(made)
+
+
+def model_sha256(files: Mapping[str, FileRecord]) -> str:
+    """Of an artifact's model file; of a model that is a folder, of its files' names and hashes."""
+    hashes = {name: r.sha256 for name, r in files.items() if name.startswith("model.")}
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256("".join(f"{h}  {name}\n" for name, h in sorted(hashes.items())).encode()).hexdigest()
 
 
 def _replace(temporary: Path, destination: Path) -> None:
@@ -275,11 +285,44 @@ def _golden_key(kind: str, sample: int, number: int, of: int) -> str:
     return f"{kind}.{sample}" if of == 1 else f"{kind}.{sample}.{number}"
 
 
+def write_sources(folder: Path, ops: Sequence[FileOp]) -> None:
+    """Write `sources.json`: which line of the model each op of the file came from; nothing where no op is known.
+
+    Each source stands once, and an op is [name, kind, number of its source, ops inside].
+    """
+    if not ops:
+        return
+    numbers: dict[str, int] = {}
+
+    def rows(of: Sequence[FileOp]) -> list[list[object]]:
+        return [[o.name, o.op, numbers.setdefault(o.source, len(numbers)), rows(o.inside)] for o in of]
+
+    values = {"schema": 1, "ops": rows(ops), "sources": list(numbers)}
+    (folder / SOURCES).write_text(json.dumps(values, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def read_sources(artifact: Artifact) -> tuple[FileOp, ...]:
+    """The ops of the model file in order of running, or () without `sources.json`; raises `ArtifactDamaged`."""
+    if SOURCES not in artifact.manifest.files:
+        return ()
+    try:
+        values = json.loads((artifact.path / SOURCES).read_text(encoding="utf-8"))
+        sources = values["sources"]
+
+        def ops(rows: list[tuple[str, str, int, list[Any]]]) -> tuple[FileOp, ...]:
+            return tuple(FileOp(name=a, op=b, source=sources[n], inside=ops(inside)) for a, b, n, inside in rows)
+
+        return ops(values["ops"])
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        raise ArtifactDamaged(f"{artifact.path / SOURCES} cannot be read", "Export the artifact again.") from error
+
+
 def read_labels(artifact: Artifact) -> tuple[str, ...]:
     """The class names of an artifact, or ()."""
     if not artifact.manifest.labels:
         return ()
-    return tuple((artifact.path / artifact.manifest.labels).read_text(encoding="utf-8").splitlines())
+    text = (artifact.path / artifact.manifest.labels).read_bytes().decode()
+    return tuple(text.removesuffix("\n").split("\n"))  # a label may hold what else Python or Unicode calls a line break
 
 
 def same_files(a: Path, b: Path) -> bool:

@@ -3,6 +3,7 @@
 EdgekitError (1: it ran, but a gate failed)
 ├── GateFailed            verification below its floor
 ├── PartialFailure        some of several targets failed
+├── DeviceError           a device, or the process on it, was lost while it was used
 ├── UsageError (2: bad input or usage)
 │   ├── UnknownName       not in a registry; carries close matches
 │   ├── BadInput          a file, image, shape or option that cannot be used
@@ -24,14 +25,26 @@ class EdgekitError(Exception):
     """An expected failure: `message` says what was asked and what is possible, `hint` what to type."""
 
     exit_code = 1
+    partial: Any = None
+    """What was measured (a `Profile`) before it, where that is worth keeping."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> Any:
+        """Whole again in another process: a worker's error is told by the one that waits for it."""
+        return _again, (type(self), self.__dict__)
+
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+def _again(kind: type[EdgekitError], values: dict[str, Any]) -> EdgekitError:
+    error = kind.__new__(kind)
+    error.__dict__.update(values)
+    return error
 
 
 class GateFailed(EdgekitError):
@@ -51,6 +64,10 @@ class PartialFailure(EdgekitError):
         codes = {error.exit_code for _, error in failures}
         if not artifacts and len(codes) == 1:
             self.exit_code = codes.pop()
+
+
+class DeviceError(EdgekitError):
+    """A device, or the process on it, was lost or did not answer while it was used."""
 
 
 class UsageError(EdgekitError):

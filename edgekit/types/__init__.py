@@ -5,6 +5,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgekit.types.apps import Embedded as Embedded
+from edgekit.types.apps import Finding as Finding
+from edgekit.types.benchmark import Benchmark as Benchmark
+from edgekit.types.benchmark import Cell as Cell
+from edgekit.types.benchmark import CellResult as CellResult
+from edgekit.types.benchmark import OnSweep as OnSweep
+from edgekit.types.benchmark import Ratio as Ratio
+from edgekit.types.benchmark import SweepEvent as SweepEvent
+from edgekit.types.benchmark import SweepPlan as SweepPlan
+from edgekit.types.profile import ArtifactProfile as ArtifactProfile
+from edgekit.types.profile import Comparison as Comparison
+from edgekit.types.profile import DelegationShare as DelegationShare
+from edgekit.types.profile import Operators as Operators
+from edgekit.types.profile import OperatorTime as OperatorTime
+from edgekit.types.profile import Profile as Profile
+from edgekit.types.profile import Protocol as Protocol
+from edgekit.types.profile import SustainedPoint as SustainedPoint
+from edgekit.types.report import Report as Report
+from edgekit.types.risk import Agreement as Agreement
+from edgekit.types.risk import NormFit as NormFit
+from edgekit.types.risk import Risk as Risk
+from edgekit.types.risk import TensorRisk as TensorRisk
+from edgekit.types.steps import FileOp as FileOp
+
 Shape = tuple[int, ...]
 Build = Callable[[int, int, tuple[int, int]], Any]
 """(number of classes, input channels, (height, width) of the image) -> module in train form."""
@@ -113,7 +137,8 @@ class FallbackOp:
 class Delegation:
     """Which backend takes how much: `partitions` delegate calls holding `delegated` ops, and the rest.
 
-    `notes` say what had to be lowered in another way than was asked for.
+    `notes` say what had to be lowered in another way than was asked for. `ops` is every op of the file, in order of
+    running; in an artifact they are in a file of their own.
     """
 
     backend: str
@@ -121,6 +146,7 @@ class Delegation:
     partitions: int = 1
     fallback: tuple[FallbackOp, ...] = ()
     notes: tuple[str, ...] = ()
+    ops: tuple[FileOp, ...] = ()
 
     @property
     def fallback_count(self) -> int:
@@ -158,6 +184,40 @@ class Verification:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far an output of another device is from the same file's on this machine.
+
+    `max_difference` of a value may be `allowed` by `rule`, such as "1e-05 of the largest value" or "one step of int8".
+    Beyond that two runs of a file of integers may be as far from each other (`sqnr_db`) as each from its simulation,
+    `floor_db`: what rounds the other way in one of its first layers grows. That is None for a file of floats.
+    """
+
+    output: str
+    max_difference: float
+    allowed: float
+    rule: str
+    sqnr_db: float
+    floor_db: float | None = None
+
+    @property
+    def within_rule(self) -> bool:
+        return self.max_difference <= self.allowed
+
+    @property
+    def passed(self) -> bool:
+        return self.within_rule or (self.floor_db is not None and self.sqnr_db >= self.floor_db)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceVerification(Verification):
+    """What another `device` computes, against the reference; and against what the runtime `here` makes of the file."""
+
+    device: str
+    here: str
+    parity: tuple[Parity, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileRecord:
     bytes: int
     sha256: str
@@ -173,18 +233,25 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationOptions:
-    """How a model is quantized; `keep_float` are shell patterns of module paths."""
+    """How a model is quantized; `keep_float` are shell patterns of module paths.
+
+    `rounding` of weights is to the nearest, or balanced: so that the errors of a kernel and a channel cancel.
+    """
 
     range_estimator: str = "mse"
     bias_correction: str = "full"
     smooth_quant: bool = False
     equalize: bool = False
+    rounding: str = "nearest"
     keep_float: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """How an int8 model was made, and of which float model; travels in a `.pt2` beside the program."""
+    """How a quantized model was made, and of which float model; travels in a `.pt2` beside the program.
+
+    `protocol` says where the bits of a scheme wXaY are; int8 has none.
+    """
 
     scheme: str
     name: str
@@ -196,7 +263,14 @@ class Quantized:
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     edgekit: str = ""
+    risk: Risk | None = None
+    protocol: str = ""
     schema: int = 1
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether torch alone computes in these bits."""
+        return bool(self.protocol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +309,7 @@ class Artifact:
     path: Path
     manifest: Manifest
     seconds: float = 0.0
-    speed: "Comparison | None" = None
+    speed: Comparison | None = None
     no_speed: str = ""
 
     @property
@@ -296,76 +370,6 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How latencies were taken; `warmup_runs`, `num_runs` and `min_secs` are the least that was asked for.
-
-    All artifacts take turns, A B C A B C: `rounds` turns each, of `runs_per_round` recorded runs.
-    """
-
-    warmup_runs: int
-    num_runs: int
-    min_secs: float
-    rounds: int
-    runs_per_round: int
-    clock: str
-    input: str = "golden sample 0"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArtifactProfile:
-    """Latency and memory of one artifact, run alone in a process of its own.
-
-    `latency_us` are the recorded runs in order, `runs_per_round` to a turn; the percentiles interpolate linearly, `cv`
-    is `std_ms / mean_ms`. `peak_memory_mib` is the most the process held since it began to load the model,
-    `model_memory_mib` how much of that came after; None where the system does not tell.
-    """
-
-    artifact: str
-    sha256: str
-    name: str
-    target: str
-    precision: str
-    runtime: str
-    device: Mapping[str, str]
-    threads: int
-    protocol: Protocol
-    load_ms: float
-    first_ms: float
-    latency_us: tuple[float, ...]
-    mean_ms: float
-    std_ms: float
-    cv: float
-    min_ms: float
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    max_ms: float
-    peak_memory_mib: float | None
-    model_memory_mib: float | None
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The median latency of artifact `b` over that of `a` (below 1, `b` is faster), with a bootstrap 95 % interval."""
-
-    a: str
-    b: str
-    ratio: float
-    ci95: tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Artifacts measured in turns on one device, and each pair of them compared."""
-
-    results: tuple[ArtifactProfile, ...]
-    comparisons: tuple[Comparison, ...]
-    schema: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
 class OpCount:
     op: str
     count: int
@@ -382,12 +386,13 @@ class Inspection:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """One line of `doctor`: does it work here, and what to type if it does not."""
+    """One line of `doctor`: does it work here, and what to type if it does not; `optional` is what few users need."""
 
     name: str
     works: bool
     detail: str
     remedy: str = ""
+    optional: bool = False
 
 
 Step = Callable[[str, int, int], None]
