@@ -1,0 +1,1 @@
+"""Our own C++ ExecuTorch runner, for devices without Python, and what an emulator counts instructions with."""
