@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 import edgekit
 from edgekit.artifacts import hash_files, load_artifact, write_manifest
+from edgekit.devices import sessions
+from edgekit.devices.machine import choose_cpus
 from edgekit.errors import ArtifactDamaged, BadInput, EdgekitError, EnvironmentProblem
-from edgekit.profiling import compare, not_faster, processes, slow_causes
-from edgekit.profiling.machine import choose_cpus
+from edgekit.profiling import compare, not_faster, slow_causes
 from edgekit.profiling.statistics import bootstrap_medians, drift, ratio_interval, summary
 from edgekit.types import Artifact, Comparison
 from tests.conftest import Cli, process
@@ -73,10 +74,19 @@ def changed(sums: dict[str, Artifact], tmp_path: Path) -> Changer:
     return make
 
 
-def children() -> list[int]:
-    """The processes that this one has started and not yet buried."""
-    lists = Path("/proc/self/task").glob("*/children")
-    return [int(pid) for path in lists for pid in path.read_text().split()]
+Children = Callable[[], list[int]]
+
+
+@pytest.fixture
+def children() -> Children:
+    """`children()`: the processes that this one has started since the test began and not yet buried."""
+
+    def of_all_threads() -> list[int]:
+        lists = Path("/proc/self/task").glob("*/children")
+        return [int(pid) for path in lists for pid in path.read_text().split()]
+
+    before = of_all_threads()  # such as the resource tracker of multiprocessing, which stays for good
+    return lambda: [pid for pid in of_all_threads() if pid not in before]
 
 
 def quick(artifacts: list[Any], **options: Any) -> edgekit.Profile:
@@ -148,14 +158,14 @@ def order() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def measured(sums: dict[str, Artifact], order: list[tuple[str, str]]) -> Iterator[edgekit.Profile]:
-    asked = processes.Worker.ask
+    asked = sessions.LineSession._ask
 
-    def ask(self: processes.Worker, what: str, expected_secs: float, request: dict[str, Any]) -> dict[str, Any]:
-        order.append((self.artifact.manifest.target, request["do"]))
+    def ask(self: sessions.LineSession, what: str, expected_secs: float, request: str) -> dict[str, Any]:
+        order.append((self.artifact.manifest.target, request.split()[0]))
         return asked(self, what, expected_secs, request)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes.Worker, "ask", ask)
+        patch.setattr(sessions.LineSession, "_ask", ask)
         yield edgekit.profile([sums[t].path for t in TARGETS], num_runs=50, min_secs=0.2)
 
 
@@ -215,7 +225,9 @@ def test_an_artifact_is_as_fast_as_itself(sums: dict[str, Artifact]) -> None:
 
 @linux
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_thread_is_bound_to_the_chosen_core(sums: dict[str, Artifact], target: str) -> None:
+def test_every_thread_is_bound_to_the_chosen_core(
+    sums: dict[str, Artifact], children: Children, target: str
+) -> None:
     cpus = choose_cpus(1)
     allowed: set[str] = set()
 
@@ -269,7 +281,7 @@ def test_cores_are_refused_where_there_are_too_few() -> None:
 @linux
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_corrupted_model_is_a_clear_error_and_leaves_no_process(
-    sums: dict[str, Artifact], changed: Changer, target: str
+    sums: dict[str, Artifact], changed: Changer, children: Children, target: str
 ) -> None:
     broken = changed(target, lambda data: data[: len(data) // 2])
     with pytest.raises(EdgekitError) as caught:
@@ -284,13 +296,13 @@ def test_a_corrupted_model_is_a_clear_error_and_leaves_no_process(
     ("number", "words"), [(signal.SIGKILL, "was ended by SIGKILL while"), (signal.SIGSTOP, "did not answer for")]
 )
 def test_a_worker_that_dies_or_hangs_is_named_and_leaves_no_process(
-    sums: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, number: int, words: str
+    sums: dict[str, Artifact], children: Children, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
     struck: list[int] = []
 
     def strike(what: str, done: int, total: int) -> None:
         if what.startswith("measuring") and not struck:
-            monkeypatch.setattr(processes, "PATIENCE_SECS", 2.0)
+            monkeypatch.setattr(sessions, "PATIENCE_SECS", 2.0)
             struck.append(children()[0])
             os.kill(struck[0], number)
 
@@ -500,7 +512,7 @@ def test_json_is_one_document_and_the_file_the_same(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--device", "adb:X"), "Known: host"),
+        (("--device", "toaster"), "Known: adb, host"),
         (("--threads", "4097"), "Type a number from 1 to"),
         (("-o", "/nowhere/at/all.json"), "a folder that exists"),
     ],

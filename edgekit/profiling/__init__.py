@@ -2,5 +2,5 @@
 
 from edgekit.profiling.causes import not_faster as not_faster
 from edgekit.profiling.causes import slow_causes as slow_causes
-from edgekit.profiling.host import compare as compare
-from edgekit.profiling.host import profile as profile
+from edgekit.profiling.profile import compare as compare
+from edgekit.profiling.profile import profile as profile

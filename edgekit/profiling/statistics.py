@@ -1,10 +1,12 @@
 """Latencies as numbers that can be defended."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgekit.devices import Figures
 
 MAX_CV = 0.10
 MAX_TAIL = 1.5
@@ -16,21 +18,26 @@ Samples = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Milliseconds, except `cv` = std / mean. `std_ms` is the sample's (n - 1); percentiles interpolate linearly."""
+    """Milliseconds, except `cv` = std / mean. `std_ms` is the sample's (n - 1); percentiles interpolate linearly.
 
-    mean_ms: float
-    std_ms: float
-    cv: float
-    min_ms: float
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    max_ms: float
+    None where there was nothing to tell it from.
+    """
+
+    mean_ms: float | None = None
+    std_ms: float | None = None
+    cv: float | None = None
+    min_ms: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    max_ms: float | None = None
 
     @property
     def stable(self) -> bool:
-        return self.cv <= MAX_CV and self.p99_ms <= MAX_TAIL * self.p50_ms
+        spread = self.cv is not None and self.cv > MAX_CV
+        tail = self.p99_ms is not None and self.p50_ms is not None and self.p99_ms > MAX_TAIL * self.p50_ms
+        return not (spread or tail)
 
 
 def summary(samples: Samples) -> Summary:
@@ -49,6 +56,42 @@ def summary(samples: Samples) -> Summary:
         p95_ms=p95,
         p99_ms=p99,
         max_ms=float(ms.max()),
+    )
+
+
+def merged(figures: Sequence[Figures]) -> Summary:
+    """What several runs of a tool that keeps no samples say together: percentiles are the median of theirs.
+
+    Mean and deviation are those of all runs together; a figure that one of them lacks is None.
+    """
+    if not figures:
+        return Summary()
+    runs = np.array([f.runs for f in figures], dtype=np.float64)
+    means = np.array([f.mean_ms for f in figures])
+    mean = float(np.average(means, weights=runs))
+    deviations = [f.std_ms for f in figures]
+    std = None
+    if None not in deviations:
+        squares = (runs - 1) * np.array(deviations, dtype=np.float64) ** 2 + runs * (means - mean) ** 2
+        std = float(np.sqrt(squares.sum() / max(1.0, runs.sum() - 1)))
+
+    def of(values: list[float | None], reduce: Callable[[list[float]], float]) -> float | None:
+        known = [v for v in values if v is not None]
+        return float(reduce(known)) if len(known) == len(values) else None
+
+    def middle(values: list[float]) -> float:
+        return float(np.median(values))
+
+    return Summary(
+        mean_ms=mean,
+        std_ms=std,
+        cv=std / mean if std is not None and mean else None,
+        min_ms=of([f.min_ms for f in figures], min),
+        p50_ms=of([f.p50_ms for f in figures], middle),
+        p90_ms=of([f.p90_ms for f in figures], middle),
+        p95_ms=of([f.p95_ms for f in figures], middle),
+        p99_ms=of([f.p99_ms for f in figures], middle),
+        max_ms=of([f.max_ms for f in figures], max),
     )
 
 

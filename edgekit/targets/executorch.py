@@ -20,7 +20,7 @@ from edgekit.graph import rewrite
 from edgekit.graph._edit import REFUSAL
 from edgekit.graph.half import to_half
 from edgekit.quantization.weight_only import DEPTHWISE, EVERY, LINEAR, WeightScheme
-from edgekit.targets import executorch_compression, executorch_int8
+from edgekit.targets import executorch_compression, executorch_int8, executorch_sources
 from edgekit.targets._base import Arrays, Runner, Target, need
 from edgekit.targets._diagnosis import cannot_lower, explain
 from edgekit.targets._graph import op_name, sample_inputs, sources
@@ -86,13 +86,14 @@ class Executorch(Target):
                 edge = exir.to_edge_transform_and_lower(program, partitioner=[executorch_int8.partitioner(self)])
                 delegation, fallback = _delegation(edge.exported_program(), reasons)
                 self._check_kernels(fallback)
+                known = executorch_sources.handles(edge.exported_program())
                 lowered = edge.to_executorch()
             except LoweringFailed:
                 raise
             except Exception as error:  # exir raises from a dozen passes, each with its own type
                 raise explain(self, program, error) from error
         path.write_bytes(lowered.buffer)
-        return delegation
+        return replace(delegation, ops=executorch_sources.file_ops(self, edge.exported_program(), lowered, known))
 
     def _check_kernels(self, fallback: Sequence[Node]) -> None:
         """Every op outside the delegate needs a portable kernel: without one the file loads nowhere."""

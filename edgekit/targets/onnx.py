@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from edgekit.graph import rewrite
 from edgekit.graph.half import to_half
 from edgekit.quantization.weight_only import EVERY, LINEAR, WeightScheme
-from edgekit.targets import onnx_compression, onnx_int8
+from edgekit.targets import onnx_compression, onnx_int8, onnx_sources
 from edgekit.targets._base import Arrays, Runner, Target, need
 from edgekit.targets._diagnosis import explain
 from edgekit.targets._graph import sample_inputs
@@ -72,14 +72,16 @@ class Onnx(Target):
             model = exported.model_proto
             if precision == "int8":
                 onnx_int8.fuse(onnx, model)
+            sources = onnx_sources.noted(model)
             _strip(model)
             if precision in onnx_compression.PRECISIONS:
                 onnx_compression.compress(onnx, model, precision)
+            ops = onnx_sources.file_ops(model, sources)
             onnx.checker.check_model(model)
         except Exception as error:  # torch.onnx wraps what it meets in several types, the cause last
             raise explain(self, program, error) from error
         path.write_bytes(model.SerializeToString(deterministic=True))
-        return Delegation(backend="ONNX Runtime CPU", delegated=len(model.graph.node))
+        return Delegation(backend="ONNX Runtime CPU", delegated=len(model.graph.node), ops=ops)
 
     def runner(
         self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from edgekit.errors import MissingDependency
 from edgekit.graph import rewrite
 from edgekit.graph.quantized import float_weights
 from edgekit.quantization.weight_only import EVERY, LINEAR, WeightScheme
-from edgekit.targets import tflite_compression, tflite_int8
+from edgekit.targets import tflite_compression, tflite_int8, tflite_sources
 from edgekit.targets._base import Arrays, Runner, Target, need
 from edgekit.targets._diagnosis import explain
 from edgekit.targets._graph import sample_inputs
@@ -33,7 +34,7 @@ RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorf
 class _ChannelsLast(nn.Module):
     """Takes images as NHWC and gives them to a program that was captured for NCHW."""
 
-    def __init__(self, inner: nn.Module, images: tuple[bool, ...]) -> None:
+    def __init__(self, inner: GraphModule, images: tuple[bool, ...]) -> None:
         super().__init__()
         self.inner = inner
         self.images = images
@@ -44,7 +45,7 @@ class _ChannelsLast(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         moved = [x.permute(0, 3, 1, 2) if image else x for x, image in zip(inputs, self.images, strict=True)]
         # A flat tuple: the converter would give the values of a dictionary in the order of their names.
-        return tuple(tree_leaves(self.inner(*moved)))
+        return tuple(tree_leaves(tflite_sources.call(self.inner, moved)))
 
 
 @final
@@ -104,9 +105,11 @@ class Tflite(Target):
         if precision == "int8":
             scales = tflite_int8.tables(program)
             program, config = float_weights(program), tflite_int8.static(self)
+        module = program.module()
+        numbered = tflite_sources.number(module)
         try:
             converted = litert_torch.convert(
-                _ChannelsLast(program.module(), images), samples, quant_config=config
+                _ChannelsLast(module, images), samples, quant_config=config
             ).model_content()
         except Exception as error:  # the converter raises plain RuntimeError and MLIR errors
             raise explain(self, program, error) from error
@@ -122,7 +125,7 @@ class Tflite(Target):
         except (RuntimeError, ValueError) as error:
             # An op that the converter writes and the runtime has no kernel for.
             raise explain(self, program, error) from error
-        return self._delegation(path)
+        return replace(self._delegation(path), ops=tflite_sources.file_ops(_interpreter(self, path, 0), numbered))
 
     def runner(
         self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int = 0
