@@ -7,3 +7,6 @@ from edgekit.data.images import read_image as read_image
 from edgekit.data.images import spread as spread
 from edgekit.data.photos import sample_photos as sample_photos
 from edgekit.data.preprocess import apply as apply
+from edgekit.data.preprocess import normalize as normalize
+from edgekit.data.preprocess import resampling as resampling
+from edgekit.data.preprocess import upright as upright
