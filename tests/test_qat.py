@@ -2,8 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,10 @@ from edgekit.loading import Loaded, load
 from edgekit.programs import read_program
 from edgekit.quantization import prepare
 from edgekit.quantizing import with_precision
-from edgekit.training import read_recipe, train
-from edgekit.training.data import Batches, Photos
+from edgekit.training import Trained, train
 from edgekit.training.fake_quant import FakeQuantized
-from edgekit.training.loop import rate_of
-from edgekit.training.recipe import Recipe, ScheduleSection
 from edgekit.types import ModelRequest, QuantizationOptions
-from tests.conftest import Cli, process
+from tests.conftest import Cli, few_photos, process
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,18 +69,7 @@ def net():
 @pytest.fixture(scope="module")
 def photos(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 photos of CIFAR-10 with labels, 8 a class."""
-    images = open_images(shared / "data" / "cifar10_test.npz")
-    chosen = [i for label in range(10) for i in [j for j in range(400) if images.labels[j] == label][:8]]
-    path = tmp_path_factory.mktemp("cifar") / "cifar.npz"
-    pixels = np.stack([np.asarray(images[i].pixels) for i in chosen])
-    np.savez(path, images=pixels, labels=np.array([images.labels[i] for i in chosen]), classes=np.array(images.classes))
-    return path
-
-
-@pytest.fixture(scope="module")
-def resnet(shared: Path) -> Loaded:
-    weights = shared / "data" / "resnet20_cifar10.safetensors"
-    return load(ModelRequest(model="resnet20-cifar", weights=str(weights)))
+    return few_photos(shared, tmp_path_factory.mktemp("cifar") / "cifar.npz", 8)
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +82,17 @@ def quantized(resnet: Loaded, photos: Path) -> Loaded:
 def recipe_text(photos: Path, shared: Path, out: Path, more: str = "") -> str:
     return f"""
 model: {{name: resnet20-cifar, weights: {shared}/data/resnet20_cifar10.safetensors}}
-data: {{train: {photos}, holdout: 0.25, batch_size: 8, crop_padding: 2}}
-quantization: {{num_calibration_samples: 16, range_estimator: minmax, bias_correction: none, learn_ranges: true}}
-optimizer: {{name: adamw, lr: 1e-4, weight_decay: 0.01}}
-schedule: {{steps: 6, warmup_steps: 2}}
-distillation: {{weight: 0.5, temperature: 2}}
+data: {{train: {photos}, holdout: 0.25, batch_size: 8}}
+augmentation: {{crop_padding: 2}}
+quantization:
+  num_calibration_samples: 16
+  range_estimator: minmax
+  bias_correction: none
+  qat:
+    learn_ranges: true
+    optimizer: {{name: adamw, lr: 1e-4, weight_decay: 0.01}}
+    schedule: {{steps: 6, warmup_steps: 2}}
+    distillation: {{weight: 0.5, temperature: 2}}
 checkpoint_every: 2
 log_every: 1
 out: {out}
@@ -109,6 +100,12 @@ out: {out}
 
 
 Writer = Callable[..., Path]
+
+
+def run(recipe: Path, overrides: Sequence[str] = (), resume: bool = False, force: bool = False) -> Trained:
+    done = train(recipe, overrides, resume=resume, force=force)
+    assert done is not None
+    return done
 
 
 @pytest.fixture
@@ -258,7 +255,7 @@ def test_a_run_exports_and_is_evaluated(recipe: Writer, photos: Path, cli: Cli, 
     assert document["accuracy"]["float"]["n"] == 20
     assert document["accuracy"]["float"]["agreement"] == 100
     assert "fake quantization (QAT): 6 steps of 8 photos" in document["notes"][-1]
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (tmp_path / "run" / "qat" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(line["loss"]) for line in log)
     exported = cli("export", "-m", document["path"], "-t", "onnx", "-o", tmp_path / "exported", "--json")
@@ -273,21 +270,21 @@ def test_training_learns(recipe: Writer, tmp_path: Path) -> None:
     """A net that knows nothing learns thirty photos, as far as the ranges of its random start let its answers grow."""
     path = tmp_path / "pooled.py"
     path.write_text(POOLED, encoding="utf-8")
-    overrides = [f"model={{name: '{path}:net', image_size: 32}}", "schedule.steps=120", "distillation.weight=0"]
-    done = train(
-        recipe(), [*overrides, "optimizer.lr=2e-3", "data.crop_padding=0", "data.flip=false", "data.holdout=0.6"]
-    )
-    log = [json.loads(line) for line in (done.path.parent / "log.jsonl").read_text().splitlines()]
+    overrides = [f"model={{name: '{path}:net', image_size: 32}}", "quantization.qat.schedule.steps=120"]
+    overrides += ["quantization.qat.distillation.weight=0", "quantization.qat.optimizer.lr=2e-3"]
+    overrides += ["augmentation.crop_padding=0", "augmentation.flip=false", "data.holdout=0.6"]
+    done = run(recipe(), overrides)
+    log = [json.loads(line) for line in (done.path.parent / "qat" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in log]
     assert np.mean(losses[-7:]) < 0.85 * np.mean(losses[:7])
 
 
 def test_a_killed_run_resumes_to_the_same_bits(recipe: Writer, tmp_path: Path) -> None:
-    whole = train(recipe(out="whole"))
+    whole = run(recipe(out="whole"))
     path = recipe(out="killed")
     # Killed from outside as soon as it has passed a checkpoint, in the middle of what comes after it.
     running = subprocess.Popen(process("train", path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    log = tmp_path / "killed" / "log.jsonl"
+    log = tmp_path / "killed" / "qat" / "log.jsonl"
     while running.poll() is None:
         if log.exists() and len(log.read_text().splitlines()) >= 3:
             running.kill()
@@ -295,8 +292,8 @@ def test_a_killed_run_resumes_to_the_same_bits(recipe: Writer, tmp_path: Path) -
     running.communicate()
     assert running.returncode == -9, "it was done before it could be killed"
     assert not (tmp_path / "killed" / "model.pt2").exists()
-    resumed = train(path, resume=True)
-    a, b = (read_program(run.path).state_dict for run in (whole, resumed))
+    resumed = run(path, resume=True)
+    a, b = (read_program(done.path).state_dict for done in (whole, resumed))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
@@ -304,29 +301,29 @@ def test_a_killed_run_resumes_to_the_same_bits(recipe: Writer, tmp_path: Path) -
 
 
 def test_another_seed_is_another_run(recipe: Writer) -> None:
-    a, b = (train(recipe(f"seed: {seed}", out=f"seed{seed}")) for seed in (1, 2))
-    states = [read_program(run.path).state_dict for run in (a, b)]
+    a, b = (run(recipe(f"seed: {seed}", out=f"seed{seed}")) for seed in (1, 2))
+    states = [read_program(done.path).state_dict for done in (a, b)]
     assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0] if name in states[1])
 
 
 def test_a_run_is_not_overwritten_or_mixed(recipe: Writer, tmp_path: Path) -> None:
     path = recipe()
-    train(path, ["schedule.steps=1"])
+    run(path, ["quantization.qat.schedule.steps=1"])
     with pytest.raises(BadInput, match="holds a run already") as taken:
-        train(path, ["schedule.steps=1"])
+        run(path, ["quantization.qat.schedule.steps=1"])
     assert "--resume" in taken.value.hint
     with pytest.raises(BadInput, match="seed: 0 there, 5 now"):
-        train(path, ["schedule.steps=1", "seed=5"], resume=True)
-    train(path, ["schedule.steps=2"], force=True)
+        run(path, ["quantization.qat.schedule.steps=1", "seed=5"], resume=True)
+    run(path, ["quantization.qat.schedule.steps=2"], force=True)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("mine")
     with pytest.raises(BadInput, match="holds other things than a run"):
-        train(path, [f"out={other}"], force=True)
+        run(path, [f"out={other}"], force=True)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(recipe: Writer, cli: Cli, tmp_path: Path) -> None:
-    result = cli("train", recipe(), "optimizer.lr=1e30", "optimizer.name=sgd")
+    result = cli("train", recipe(), "quantization.qat.optimizer.lr=1e30", "quantization.qat.optimizer.name=sgd")
     assert result.code == 1
     assert "the loss is" in result.err
     assert "optimizer.lr" in result.err
@@ -336,48 +333,12 @@ def test_a_loss_that_is_no_number_stops_the_run(recipe: Writer, cli: Cli, tmp_pa
 def test_labels_are_needed_unless_the_teacher_knows(recipe: Writer, photos: Path, tmp_path: Path) -> None:
     with np.load(photos) as content:
         np.savez(tmp_path / "bare.npz", images=content["images"])
-    bare = [f"data.train={tmp_path / 'bare.npz'}", "schedule.steps=1"]
+    bare = [f"data.train={tmp_path / 'bare.npz'}", "quantization.qat.schedule.steps=1"]
     with pytest.raises(BadInput, match="has no labels, which the loss needs"):
-        train(recipe(), bare)
-    done = train(recipe(), [*bare, "distillation.weight=1"])
+        run(recipe(), bare)
+    done = run(recipe(), [*bare, "quantization.qat.distillation.weight=1"])
     assert done.accuracy["qat"].top1 is None
     assert done.accuracy["qat"].n == 20
-
-
-# ------------------------------------------------------------------------------------------ data
-
-
-def test_a_step_has_the_same_photos_whenever_it_comes(photos: Path, resnet: Loaded) -> None:
-    images = open_images(photos)
-    assert resnet.preprocess is not None
-    some = Photos(images, tuple(range(20)), tuple(int(images.labels[i] or 0) for i in range(20)), resnet.preprocess)
-    first, second = (Batches(some, 8, 3, True, 4) for _ in range(2))
-    forward = [first(step) for step in range(5)]
-    backward = [second(step) for step in reversed(range(5))][::-1]
-    for (a, labels_a), (b, labels_b) in zip(forward, backward, strict=True):
-        assert torch.equal(a, b)
-        assert labels_a is not None
-        assert labels_b is not None
-        assert torch.equal(labels_a, labels_b)
-    assert not torch.equal(forward[0][0], forward[2][0]), "another epoch, another order and augmentation"
-    plain = Batches(some, 8, 3, False, 0)
-    labels = torch.cat([plain(step)[1] for step in range(2)])  # type: ignore[misc]
-    assert len(labels) == 16
-
-
-def test_augmentation_moves_and_mirrors_what_is_there(photos: Path, resnet: Loaded) -> None:
-    images = open_images(photos)
-    assert resnet.preprocess is not None
-    one = Photos(images, (0,), (0,), resnet.preprocess)
-    plain = Batches(one, 1, 0, False, 0)(0)[0][0]
-    seen = [Batches(one, 1, 0, True, 0)(step)[0][0] for step in range(8)]
-    assert {torch.equal(s, plain) for s in seen} == {True, False}
-    assert all(torch.equal(s, plain) or torch.equal(s, plain.flip(2)) for s in seen)
-    padded = torch.nn.functional.pad(plain, (2, 2, 2, 2))
-    crops = {(y, x): padded[:, y : y + 32, x : x + 32] for y in range(5) for x in range(5)}
-    for step in range(8):
-        moved = Batches(one, 1, 0, False, 2)(step)[0][0]
-        assert sum(torch.equal(moved, crop) for crop in crops.values()) >= 1
 
 
 def test_unreadable_photos_are_left_out_and_named(photos: Path, recipe: Writer, tmp_path: Path) -> None:
@@ -388,75 +349,5 @@ def test_unreadable_photos_are_left_out_and_named(photos: Path, recipe: Writer, 
         images[i].pixels.save(folder / f"{i}.png")
     broken = tmp_path / "folder" / "bird" / "broken.png"
     broken.write_bytes(b"no photo")
-    done = train(recipe(), [f"data.train={tmp_path / 'folder'}", "schedule.steps=8", "data.holdout=0.1"])
+    done = run(recipe(), [f"data.train={tmp_path / 'folder'}", "quantization.qat.schedule.steps=8", "data.holdout=0.1"])
     assert any("broken.png" in note for note in done.notes)
-
-
-# ------------------------------------------------------------------------------------------ recipes
-
-
-def test_all_that_is_wrong_is_said_at_once(recipe: Writer, cli: Cli, tmp_path: Path) -> None:
-    path = recipe("sede: 1")
-    overrides = ["optimizer.lr=-1", "optimizer.nam=sgd", "data.train=/nowhere", "schedule.epochs=2", "nonsense"]
-    overrides += ["quantization.range_estimator=mean", "data.flip=perhaps", "log_every=0.5"]
-    result = cli("train", path, *overrides)
-    assert result.code == 2
-    for expected in (
-        "sede: there is no such key. Did you mean seed or schedule?",
-        "log_every: 0.5 is not a whole number",
-        "optimizer.lr: -1.0 is not above 0",
-        "optimizer.nam: there is no such key. Did you mean name?",
-        "data.train: /nowhere is not a path that leads somewhere",
-        "schedule: give steps or epochs, one of them",
-        "nonsense: an override is section.key=value",
-        "quantization.range_estimator: 'mean' is none of mse, minmax, percentile",
-        "data.flip: 'perhaps' is not true or false",
-    ):
-        assert expected in result.err
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", "the recipe: None is no section with model"),
-        ("model: {name: lvt}\nmodel: {name: moat}", "duplicate key"),
-        ("model: [", "is not YAML"),
-        ("model: lvt", "model: 'lvt' is no section with name, weights"),
-        ("model: {}", "model.name: is missing"),
-    ],
-)
-def test_what_is_no_recipe_is_refused(text: str, expected: str, tmp_path: Path) -> None:
-    path = tmp_path / "broken.yaml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(BadInput, match=expected):
-        read_recipe(path)
-
-
-def test_numbers_are_numbers_and_words_words(recipe: Writer) -> None:
-    read = read_recipe(recipe(), ["optimizer.lr=5e-3", "model.mean=[0.5, 0.5, 0.5]", "out=no", "schedule.steps=7"])
-    assert (read.optimizer.lr, read.model.mean, read.out, read.schedule.steps) == (0.005, (0.5, 0.5, 0.5), "no", 7)
-    assert isinstance(read, Recipe)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_recipes_that_come_along_are_valid(path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert "../shared/" in text
-    monkeypatch.chdir(ROOT)
-    overrides = []
-    for line in text.replace("../shared", str(shared)).splitlines():
-        key, _, value = line.strip().partition(": ")
-        if value.startswith(str(shared)):
-            section = "model" if key == "weights" else "data"
-            overrides.append(f"{section}.{key}={value}")
-    assert read_recipe(path, overrides).out == f"build/{path.stem}"
-
-
-def test_the_rate_rises_and_falls() -> None:
-    schedule = ScheduleSection(steps=100, warmup_steps=10)
-    rates = [rate_of(step, 100, 0.1, schedule) for step in range(100)]
-    assert rates.index(max(rates)) in (9, 10)
-    assert all(a < b for a, b in pairwise(rates[:10]))
-    assert all(a > b for a, b in pairwise(rates[11:]))
-    assert rates[-1] < 0.001 * max(rates) * 2

@@ -7,7 +7,7 @@ from edgekit.cli._options import JSON
 
 def train(
     context: typer.Context,
-    recipe: str = typer.Argument(..., metavar="RECIPE.yaml", help="The recipe: see recipes/*.yaml."),
+    recipe: str = typer.Argument(..., metavar="RECIPE.yaml", help="The recipe: `edgekit recipes` lists some."),
     overrides: list[str] = typer.Argument(  # noqa: B008 (read at import, as Typer has it)
         None, metavar="[KEY=VALUE]...", help="Changes to it, such as optimizer.lr=0.003."
     ),
@@ -15,7 +15,7 @@ def train(
     force: bool = typer.Option(False, "--force", help="Replace a run that is there already."),
     as_json: bool = JSON,
 ) -> None:
-    """Fine-tune a model in int8 by a recipe, into a .pt2 file that exports to every runtime."""
+    """Train, distil, fine-tune, quantize and export a model by a recipe, with the accuracy of each step."""
     from dataclasses import asdict
 
     from edgekit.cli._terminal import terminal
@@ -25,14 +25,21 @@ def train(
 
         with screen.progress() as step:
             trained = training.train(recipe, overrides or [], resume=resume, force=force, on_step=step)
+        if trained is None:  # the first process of torchrun's speaks for all
+            return
         for note in trained.notes:
             screen.note(note)
         if as_json:
-            screen.json({**asdict(trained), "path": str(trained.path)})
+            accuracy = {name: asdict(value) for name, value in trained.accuracy.items()}
+            artifacts = [str(a.path) for a in trained.artifacts]
+            document = {"path": str(trained.path), "steps": trained.steps, "accuracy": accuracy}
+            screen.json({**document, "artifacts": artifacts, "notes": trained.notes})
             return
-        q = trained.quantized
-        screen.print(f"{q.name} in {q.scheme}  {trained.path}  {trained.steps} steps")
-        for name, accuracy in trained.accuracy.items():
-            top1 = "" if accuracy.top1 is None else f"top-1 {accuracy.top1:.2f} %  "
-            screen.print(f"  {name:<6}{top1}agreement {accuracy.agreement:.2f} %  ({accuracy.n} photos)")
-        screen.print(f"Next: edgekit export -m {trained.path} -t all")
+        screen.print(f"{trained.name}  {trained.path}  {trained.steps} steps")
+        width = max(map(len, trained.accuracy), default=0)
+        for name, a in trained.accuracy.items():
+            top1 = "" if a.top1 is None else f"top-1 {a.top1:6.2f} %  "
+            screen.print(f"  {name:<{width}}  {top1}agreement with float {a.agreement:6.2f} %  ({a.n} photos)")
+        for artifact in trained.artifacts:
+            screen.print(f"  {artifact.path}")
+        screen.print(f"Next: {trained.next_command}")

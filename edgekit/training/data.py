@@ -3,112 +3,189 @@
 So a run that is resumed at a step sees what it would have seen, and nothing of a random generator has to be saved.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from edgekit.calibration.photos import SPLITS
-from edgekit.data import ImageSet, apply, open_images, spread
+from edgekit.data import ImageSet, open_images, spread
+from edgekit.data.shards import is_pattern, open_shards
 from edgekit.errors import BadInput
-from edgekit.evaluation import truth_of
-from edgekit.loading import Loaded
-from edgekit.training.recipe import DataSection, Recipe
+from edgekit.training.augmentation import mixed
+from edgekit.training.recipe import AugmentationSection, DataSection, Recipe
 from edgekit.types import Preprocess
 
-_ORDER, _AUGMENTATION = 0, 1
+ORDER, _AUGMENTATION, _MIXING = 0, 1, 2
+"""What a random number is for, beside the seed."""
+Transform = Callable[[Image.Image, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Some images of a set, prepared as the model takes them; `labels` are the model's classes, where they are known.
-
-    Images that cannot be read are left out of their batch; `unreadable` gathers why.
-    """
+    """Some images of a set, prepared as the model takes them; `labels` are the model's classes, where known."""
 
     images: ImageSet
     places: tuple[int, ...]
     labels: tuple[int, ...] | None
     preprocess: Preprocess
-    unreadable: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def read(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """The photos of these numbers (N, C, H, W) and their classes (N). Raises `BadInput` where none can be read."""
-        inputs, read = [], []
-        for number in numbers:
-            try:
-                inputs.append(torch.from_numpy(apply(self.preprocess, self.images[self.places[number]].pixels)))
-                read.append(number)
-            except BadInput as error:
-                self.unreadable[number] = error.message
-        if not inputs:
-            raise BadInput(
-                f"not one of {len(numbers)} images can be read: {self.unreadable[numbers[0]]}",
-                "Give .jpg or .png photos.",
-            )
-        labels = None if self.labels is None else torch.tensor([self.labels[n] for n in read])
-        return torch.stack(inputs), labels
+    @property
+    def is_labelled(self) -> bool:
+        return self.labels is not None
+
+    def sample(self, number: int) -> tuple[Image.Image, int]:
+        """A photo and its class, 0 where it has none. Raises `BadInput` where it cannot be read."""
+        return self.images[self.places[number]].pixels, self.labels[number] if self.labels else 0
+
+    def order(self, seed: int, epoch: int, start: int, stop: int) -> list[int]:
+        """The numbers from `start` to `stop` in the order of an epoch."""
+        return np.random.default_rng((seed, ORDER, epoch)).permutation(len(self))[start:stop].tolist()
+
+    def at(self, numbers: Sequence[int]) -> "Photos":
+        """Those of these numbers."""
+        labels = None if self.labels is None else tuple(self.labels[n] for n in numbers)
+        return replace(self, places=tuple(self.places[n] for n in numbers), labels=labels)
 
 
 @dataclass(frozen=True)
-class Batches:
-    """`photos` in a new order each epoch, `size` at a time; what is left of an epoch is dropped."""
+class Batch:
+    """Images (N, C, H, W), their classes (N) or shares of classes (N, classes), and why others were left out."""
 
-    photos: Photos
+    images: Tensor
+    labels: Tensor | None
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+
+class Samples(Protocol):
+    """What batches are made of: photos by number, and in which order an epoch takes them."""
+
+    @property
+    def is_labelled(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def sample(self, number: int) -> tuple[Image.Image, int]: ...
+    def order(self, seed: int, epoch: int, start: int, stop: int) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Batches(Dataset[Batch]):
+    """`samples` in a new order each epoch, `size` at a time; what is left of an epoch is dropped.
+
+    Of each batch this process takes the `rank`-th of `world` parts.
+    """
+
+    samples: Samples
     size: int
     seed: int
-    flip: bool
-    crop_padding: int
+    transform: Transform
+    mixing: AugmentationSection = field(default_factory=AugmentationSection)
+    classes: int = 0
+    rank: int = 0
+    world: int = 1
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises `BadInput` where the processes cannot have equal parts."""
+        pairs = 2 if self._mixes else 1
+        if self.size % (self.world * pairs):
+            raise BadInput(
+                f"data.batch_size: {self.size} is of all {self.world} processes together, and cannot be parted equally",
+                f"Give a multiple of {self.world * pairs}.",
+            )
+        if self.world > 1 and len(self.samples) < self.size:
+            raise BadInput(
+                f"data.batch_size: {self.size} is more than the {len(self.samples)} samples there are",
+                "Give less, or train in one process.",
+            )
 
     @property
     def per_epoch(self) -> int:
-        return max(1, len(self.photos) // self.size)
+        return max(1, len(self.samples) // self.size)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """The augmented photos (N, C, H, W) and classes (N) of a step."""
+    def __len__(self) -> int:
+        return self.per_epoch
+
+    def __getitem__(self, step: int) -> Batch:
+        """The augmented photos and classes of a step; what cannot be read is left out and named.
+
+        Where not one can be read, the next photo that can be stands in. Raises `BadInput` where there is none at all.
+        """
+        part = self.numbers(step)
+        found, unreadable = self._read(part, step)
+        for number in range(part[0] + 1, part[0] + len(self.samples)) if not found else ():
+            found, _ = self._read([number % len(self.samples)], step)
+            if found:
+                break
+        if not found:
+            raise BadInput(f"not one image can be read: {unreadable[part[0]]}", "Check them: edgekit data check")
+        images, labels = torch.stack([x for x, _ in found]), torch.tensor([label for _, label in found])
+        if not self.samples.is_labelled:
+            return Batch(images, None, unreadable)
+        if self._mixes:
+            rng = np.random.default_rng((self.seed, _MIXING, step))
+            images, labels = mixed(images, labels, self.classes, self.mixing, rng)
+        return Batch(images, labels, unreadable)
+
+    def numbers(self, step: int) -> list[int]:
+        """The samples of this process's part of a step."""
         epoch, place = divmod(step, self.per_epoch)
-        order = np.random.default_rng((self.seed, _ORDER, epoch)).permutation(len(self.photos))
-        images, labels = self.photos.read(order[place * self.size : (place + 1) * self.size].tolist())
-        return self._augmented(images, np.random.default_rng((self.seed, _AUGMENTATION, step))), labels
+        whole = self.samples.order(self.seed, epoch, place * self.size, (place + 1) * self.size)
+        part = -(-len(whole) // self.world)
+        return whole[self.rank * part : (self.rank + 1) * part]
 
-    def _augmented(self, images: Tensor, rng: np.random.Generator) -> Tensor:
-        if self.flip:
-            mirrored = torch.from_numpy(rng.random(len(images)) < 0.5)
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        if self.crop_padding:
-            height, width = images.shape[2:]
-            padded = torch.nn.functional.pad(images, (self.crop_padding,) * 4)
-            corners = rng.integers(0, 2 * self.crop_padding + 1, (len(images), 2)).tolist()
-            crops = [p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, corners, strict=True)]
-            images = torch.stack(crops)
-        return images
+    def _read(self, numbers: Sequence[int], step: int) -> tuple[list[tuple[Tensor, int]], dict[int, str]]:
+        """What can be read, in the order of `numbers`, and why the others cannot."""
+        read: dict[int, tuple[Tensor, int]] = {}
+        unreadable: dict[int, str] = {}
+        for number in sorted(numbers):  # in the order of the files, which is how a disk reads best
+            try:
+                pixels, label = self.samples.sample(number)
+            except BadInput as error:
+                unreadable[number] = error.message
+                continue
+            read[number] = self.transform(pixels, (self.seed, _AUGMENTATION, step, number)), label
+        return [read[number] for number in numbers if number in read], unreadable
+
+    @property
+    def _mixes(self) -> bool:
+        return bool(self.mixing.mixup or self.mixing.cutmix)
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of these steps, decoded ahead where there are workers."""
+        if not self.workers:
+            yield from (self[step] for step in range(start, stop))
+            return
+        yield from DataLoader(
+            self, batch_size=None, sampler=range(start, stop), num_workers=self.workers,
+            multiprocessing_context="forkserver", prefetch_factor=4,
+        )  # fmt: skip
 
 
-def photos_of(recipe: Recipe, loaded: Loaded, classes: int) -> tuple[Photos, Photos | None]:
-    """The photos to train on, and those to evaluate on where the recipe names any. Raises `BadInput`.
+def open_training_data(data: DataSection) -> tuple[ImageSet, ImageSet | None]:
+    """The images to train on (or to hold out from), and those of `evaluation`. Raises `BadInput`."""
+    images: ImageSet = open_shards(data.train) if is_pattern(data.train) else open_images(Path(data.train), SPLITS)
+    return images, None if data.evaluation is None else open_images(Path(data.evaluation))
 
-    Held-out photos are taken from those that do not calibrate either.
-    """
-    data, quantization = recipe.data, recipe.quantization
-    images = open_images(Path(data.train), SPLITS)
+
+def parted(images: ImageSet, plan: Recipe) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which images to train on, and which of the same set to evaluate on where `holdout` asks for some."""
+    data, seed, number = plan.data, plan.seed, calibrating(plan, len(images))
     everything = tuple(range(len(images)))
-    if data.evaluation is not None:
-        held = open_images(Path(data.evaluation))
-        shown = _limited(held, tuple(range(len(held))), data, loaded, classes)
-        return _photos(images, everything, loaded, classes), shown
     if not data.holdout:
-        return _photos(images, everything, loaded, classes), None
-    calibrating: set[int] = set()
-    if quantization.calibration in (None, data.train):
-        calibrating = set(spread(images.labels, quantization.num_calibration_samples, recipe.seed))
-    free = [i for i in everything if i not in calibrating]
-    chosen = spread([images.labels[i] for i in free], round(data.holdout * len(images)), recipe.seed)
+        return _at_most(images, everything, data.train_limit, seed), ()
+    reserved = set(spread(images.labels, number, seed)) if number else set()
+    free = [i for i in everything if i not in reserved]
+    chosen = spread([images.labels[i] for i in free], round(data.holdout * len(images)), seed)
     kept = tuple(free[i] for i in chosen)
     trained = tuple(sorted(set(everything) - set(kept)))
     if not kept or not trained:
@@ -117,17 +194,17 @@ def photos_of(recipe: Recipe, loaded: Loaded, classes: int) -> tuple[Photos, Pho
             f"{len(kept)} to evaluate on",
             "Change the share, or give data.evaluation a set of its own.",
         )
-    return _photos(images, trained, loaded, classes), _limited(images, kept, data, loaded, classes)
+    return _at_most(images, trained, data.train_limit, seed), _at_most(images, kept, data.limit, 0)
 
 
-def _limited(images: ImageSet, places: tuple[int, ...], data: DataSection, loaded: Loaded, classes: int) -> Photos:
-    chosen = spread([images.labels[i] for i in places], data.limit or len(places))
-    return _photos(images, tuple(places[i] for i in chosen), loaded, classes)
+def calibrating(plan: Recipe, images: int) -> int:
+    """How many of the `images` that are trained on calibrate int8 too, those held out never among them."""
+    section, data = plan.quantization, plan.data
+    if section is None or section.calibration not in (None, data.train):
+        return 0
+    return min(section.num_calibration_samples, math.floor((1 - data.holdout) * images))
 
 
-def _photos(images: ImageSet, places: tuple[int, ...], loaded: Loaded, classes: int) -> Photos:
-    assert loaded.preprocess is not None
-    labels = None
-    if all(images.labels[i] is not None for i in places):
-        labels = tuple(truth_of(images, places, loaded.labels, classes)[0].tolist())
-    return Photos(images, places, labels, loaded.preprocess)
+def _at_most(images: ImageSet, places: Sequence[int], limit: int | None, seed: int) -> tuple[int, ...]:
+    chosen = spread([images.labels[i] for i in places], limit or len(places), seed)
+    return tuple(places[i] for i in chosen)
