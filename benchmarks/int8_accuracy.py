@@ -1,4 +1,4 @@
-"""What int8 costs on real images: four models with trained weights, quantized once and run by all four runtimes.
+"""What int8 costs on real images: six models with trained weights, quantized once and run by all four runtimes.
 
     python benchmarks/int8_accuracy.py [--models resnet20-cifar,...] [--resume]
 
@@ -28,13 +28,15 @@ MODELS = {
     "mobilenet-v1-025": ("mobilenetv1_025_imagenet.safetensors", *IMAGENET),
     "resnet20-cifar": ("resnet20_cifar10.safetensors", *CIFAR),
     "resnet56-cifar": ("resnet56_cifar10.safetensors", *CIFAR),
+    "mobile-former-52m": ("cifar10", *CIFAR),  # those that come along with the package
+    "micronet-m2": ("cifar10", *CIFAR),
 }
 LIMITS = {"coreml": 800}
 
 
 def row(name: str, folder: str) -> dict[str, Any]:
     """Each runtime's top-1, its drop against float on the same images with its interval, and the agreement."""
-    weights, calibration, images = (DATA / file for file in MODELS[name])
+    weights, calibration, images = (DATA / file if "." in file else file for file in MODELS[name])
     made = edgekit.quantize(name, f"{folder}/{name}.pt2", weights=weights, calibration=calibration, force=True)
     artifacts = edgekit.export(str(made.path), "all", calibration=calibration, compare_speed=False, out=folder)
     results = {}

@@ -18,11 +18,22 @@ from torch.export import ExportedProgram
 
 from edgekit.errors import BadInput, UnknownName
 from edgekit.graph.capture import capture
-from edgekit.models import ZOO, check_input, create_model, deploy, labels_of, load_weights, read_state
+from edgekit.models import (
+    ZOO,
+    WeightsCard,
+    check_input,
+    create_model,
+    deploy,
+    labels_of,
+    load_weights,
+    read_card,
+    read_state,
+    weights_file,
+)
 from edgekit.programs import example_inputs, read_program, read_quantized
 from edgekit.quantization import Simulation
 from edgekit.types import ModelRequest, ModelSpec, Preprocess, Quantized, Shape, Weights
-from edgekit.user_code import call
+from edgekit.user_code import call, takes_classes
 
 FORMS = "a zoo name (see `edgekit models`), file.py:callable, package.module:callable, or a .pt2 file"
 
@@ -65,6 +76,14 @@ def load(request: ModelRequest, module: nn.Module | None = None) -> Loaded:
     if module is None and request.model.endswith(".pt2"):
         return _load_program(request)
     _check_one_shape(request)
+    path = weights_file(request.model, request.weights)
+    card = None if path is None else read_card(path)
+    if card is None:
+        return _load_float(replace(request, weights=None if path is None else str(path)), module)
+    return _as_card(_load_float(_completed(request, path, card), module), request, card)
+
+
+def _load_float(request: ModelRequest, module: nn.Module | None) -> Loaded:
     if module is not None:
         if request.num_classes is not None:
             raise BadInput(
@@ -82,6 +101,40 @@ def load(request: ModelRequest, module: nn.Module | None = None) -> Loaded:
             f"Name the function or class that returns the nn.Module: -m {request.model}:NAME. -m takes {FORMS}.",
         )
     raise UnknownName("model", request.model, ZOO)
+
+
+def _completed(request: ModelRequest, path: Path | None, card: WeightsCard) -> ModelRequest:
+    """What is left open, as the weights' card says."""
+    height, width = card.image_size
+    shape = () if request.image_size is not None or request.input_shape else ((request.batch_size, 3, height, width),)
+    return replace(
+        request,
+        weights=str(path),
+        num_classes=card.num_classes if request.num_classes is None and _has_classes(request) else request.num_classes,
+        input_shape=request.input_shape or shape,
+        batch_size=1 if shape else request.batch_size,
+    )
+
+
+def _has_classes(request: ModelRequest) -> bool:
+    """Whether the number of classes can be chosen."""
+    return request.model in ZOO or (":" in request.model and takes_classes(request.model))
+
+
+def _as_card(loaded: Loaded, asked: ModelRequest, card: WeightsCard) -> Loaded:
+    """With the preprocessing and the labels that it was trained with, where `asked` says nothing else."""
+    preprocess = loaded.preprocess
+    same_size = preprocess is not None and preprocess.crop == card.image_size
+    if card.preprocess is not None and same_size:
+        preprocess = _with_statistics(card.preprocess, asked)
+    fits = asked.num_classes in (None, card.num_classes) and not asked.features_only
+    notes = tuple(note for note in loaded.notes if not note.startswith("preprocessing is assumed"))
+    return replace(
+        loaded,
+        preprocess=preprocess,
+        labels=_read_labels(asked) or (card.labels if fits else ()),
+        notes=notes if card.preprocess is not None and same_size else loaded.notes,
+    )
 
 
 def _check_one_shape(request: ModelRequest) -> None:
@@ -232,7 +285,8 @@ def _load_quantized(
     return Loaded(
         name=quantized.name,
         request=request,
-        module=Simulation(program),
+        # Integer kernels are simulated as they are; few bits have none, and are what torch computes.
+        module=program.module() if quantized.is_simulated else Simulation(program),
         program=program,
         inputs=inputs,
         weights=Weights(source=Path(request.model).name, sha256=sha256(Path(request.model))),
@@ -249,7 +303,7 @@ def _read_labels(request: ModelRequest) -> tuple[str, ...]:
         return ()
     path = Path(request.labels)
     try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(
             f"{path} cannot be read as labels ({error})", "Give a text file with one label a line."

@@ -12,6 +12,15 @@ from torch import Tensor, nn
 # Gathers, scatters and windows: what deploy forms are there to avoid.
 FORBIDDEN = ("im2col", "col2im", "gather", "index", "scatter", "unfold", "einsum", "expand", "repeat", "roll")
 
+# One model a family, with the golden vectors that have its weights: of seeded ones nothing is left in int8.
+FAMILIES = {
+    "lvt": ("lvt", "lvt_cls"),
+    "tiny-moat-0": ("moat", "tiny_moat_0"),
+    "mobile-former-26m": ("mobileformer", "26m"),
+    "micronet-m0": ("micronet", "m0"),
+    "slab-deit-tiny": ("slab", "deit_tiny"),
+}
+
 
 @dataclass(frozen=True)
 class Golden:

@@ -8,9 +8,16 @@ from torch import nn
 
 from edgekit.errors import BadInput
 from edgekit.models import lvt, micronet, moat, mobile_former, mobilenet, mobilenet_v1, mobilenet_v3, resnet_cifar, slab
+from edgekit.models._card import WeightsCard as WeightsCard
+from edgekit.models._card import read_card as read_card
+from edgekit.models._card import shipped_card as shipped_card
+from edgekit.models._card import shipped_tags as shipped_tags
+from edgekit.models._card import weights_bytes as weights_bytes
+from edgekit.models._card import weights_file as weights_file
 from edgekit.models._deploy import deploy as deploy
 from edgekit.models._features import Features as Features
-from edgekit.models._weights import check_owner
+from edgekit.models._weights import check_owner as check_owner
+from edgekit.models._weights import load_body as load_body
 from edgekit.models._weights import load_weights as load_weights
 from edgekit.models._weights import read_state as read_state
 from edgekit.registry import Registry
@@ -47,13 +54,18 @@ def create_model(
     weights: str | Path | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """The train form of a zoo model in eval mode, with `weights` from a file or seeded ones.
+    """The train form of a zoo model in eval mode, with `weights` from a file or of a tag that comes along, or seeded.
 
-    `image_size` is one number or (height, width); what is None is as published. `features_only` gives `Features`:
-    the stage outputs instead of logits. Raises `UnknownName`, `BadInput` (a size that the model does not take, an
-    unreadable file) or `WeightsMismatch`.
+    `image_size` is one number or (height, width); what is None is as the weights' card says, or as published.
+    `features_only` gives `Features`: the stage outputs instead of logits. Raises `UnknownName`, `BadInput` (a size
+    that the model does not take, an unreadable file) or `WeightsMismatch`.
     """
     spec = ZOO[name]
+    path = weights_file(spec.name, weights)
+    card = None if path is None else read_card(path)
+    if card is not None:
+        num_classes = card.num_classes if num_classes is None else num_classes
+        image_size = (card.image_size[0], card.image_size[1]) if image_size is None else image_size
     channels = spec.input[0] if in_channels is None else in_channels
     classes = spec.num_classes if num_classes is None else num_classes
     sides = (image_size,) * 2 if isinstance(image_size, int) else spec.input[1:] if image_size is None else image_size
@@ -67,9 +79,9 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: nn.Module = spec.build(classes, channels, (height, width))
-    if weights is not None:
-        check_owner(Path(weights), spec.name)
-        state = spec.convert_state(read_state(Path(weights)))
+    if path is not None:
+        check_owner(path, spec.name)
+        state = spec.convert_state(read_state(path))
         load_weights(model, spec.name, spec.fit_state(state, model) if spec.fit_state else state, str(weights))
     return (Features(model) if features_only else model).eval()
 

@@ -12,16 +12,21 @@ import torch
 from torch import nn
 
 from edgekit.errors import BadInput
+from edgekit.models._low_rank import fuse, split
 
 
 def deploy(model: nn.Module) -> nn.Module:
     """A copy of `model`, a float32 one on the CPU, in eval mode and deploy form; `model` itself is left as it is.
 
     Every module whose class defines a method `deploy(self)` is replaced by what that returns, outermost first (what
-    it returns may hold further ones). Raises `BadInput` where a model cannot be copied or `deploy` returns no module.
+    it returns may hold further ones). They see one layer for each pair of low rank, which is two again in the result.
+    Raises `BadInput` where a model cannot be copied or `deploy` returns no module.
     """
     with torch.no_grad():
-        return _walk(_copied(model).eval(), {}).eval()
+        whole, pairs = fuse(_copied(model).eval())
+        old = set(whole.modules()) if pairs else set()
+        deployed = _walk(whole, {}).eval()
+        return split(deployed, pairs, old) if pairs else deployed
 
 
 def _walk(module: nn.Module, done: dict[int, tuple[nn.Module, nn.Module]]) -> nn.Module:

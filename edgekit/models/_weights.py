@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import BadInput, EdgekitError, EnvironmentProblem, WeightsMismatch
+from edgekit.models._low_rank import adapt
 
 # What torch.save writes is named in many ways.
 TORCH = (".pth", ".pt", ".tar", ".th", ".bin", ".ckpt")
@@ -231,7 +232,11 @@ def same_names(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, name: str, state: Mapping[str, Tensor], source: str) -> None:
-    """Load `state` into `model`, every key and shape accounted for; raises `WeightsMismatch` otherwise."""
+    """Load `state` into `model`, every key and shape accounted for; raises `WeightsMismatch` otherwise.
+
+    Layers that are pairs of low rank in `state` become that in `model`.
+    """
+    adapt(model, state)
     # num_batches_tracked counts training steps: no function of the model depends on it.
     own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     given = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
@@ -248,6 +253,23 @@ def load_weights(model: nn.Module, name: str, state: Mapping[str, Tensor], sourc
         if value.is_floating_point():  # the rest are counters
             _check_values(key, given[key], source)
     model.load_state_dict(dict(given), strict=False)
+
+
+def load_body(model: nn.Module, name: str, state: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
+    """`load_weights` where the head may be of another number of classes: it stays as it is. The names that did.
+
+    A tensor belongs to the head where it differs from the model's in its first dimension alone.
+    """
+    own = model.state_dict()
+    head = tuple(
+        key for key, value in state.items()
+        if key in own and value.shape != own[key].shape and value.dim() and value.shape[1:] == own[key].shape[1:]
+    )  # fmt: skip
+    sizes = {(state[key].shape[0], own[key].shape[0]) for key in head}
+    # More than one pair of sizes is another architecture, which the strict comparison tells apart.
+    kept = {key: own[key] for key in head} if len(sizes) == 1 else {}
+    load_weights(model, name, {**state, **kept}, source)
+    return tuple(kept)
 
 
 def _check_values(name: str, value: Tensor, source: str) -> None:

@@ -24,7 +24,7 @@ of more than four dimensions.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -263,8 +263,11 @@ class LvtGap(nn.Module):
         _init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.backbone(_channels_last(x))
-        return self.head(self.norm(maps).mean((1, 2)))
+        return self.forward_head(self.forward_features(x)[-1])
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) from the last of the maps."""
+        return self.head(self.norm(maps.permute(0, 2, 3, 1)).mean((1, 2)))
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, ...]:
         """The maps (B, C, H/s, W/s) that each stage ends with, before any norm."""
@@ -304,12 +307,22 @@ class Lvt(nn.Module):
         """The maps (B, C, H/s, W/s) that each stage ends with, before any norm."""
         return stage_maps(self.backbone, _channels_last(x))
 
-    def forward_dense(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The class token's logits (B, num_classes) and every patch token's (B, tokens, num_classes)."""
-        patches = self.backbone(_channels_last(x)).flatten(1, 2)
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], 1)
+    def forward_dense(self, x: Tensor, exchange: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The class token's logits (B, num_classes) and every patch token's (B, tokens, num_classes).
+
+        `exchange` mixes maps (B, h, w, C) across the batch, of the first patch embedding and back those of the logits.
+        """
+        embed, blocks = self.backbone[0].children()
+        maps = embed(_channels_last(x))
+        maps = blocks(maps if exchange is None else exchange(maps))
+        for stage in list(self.backbone)[1:]:
+            maps = stage(maps)
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), maps.flatten(1, 2)], 1)
         tokens = self.norm(self.post_network(tokens))
-        return self.head(tokens[:, 0]), self.aux_head(tokens[:, 1:])
+        dense = self.aux_head(tokens[:, 1:])
+        if exchange is not None:
+            dense = exchange(dense.unflatten(1, maps.shape[1:3])).flatten(1, 2)
+        return self.head(tokens[:, 0]), dense
 
     def deploy(self) -> nn.Module:
         blocks = [

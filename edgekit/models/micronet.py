@@ -286,8 +286,11 @@ class MicroNet(nn.Module):
         self.apply(_init)
 
     def forward(self, image: Tensor) -> Tensor:
-        pooled = self.forward_features(image)[-1].clamp(0, 6).mean((-2, -1))
-        return self.classifier(nn.functional.hardswish(pooled))
+        return self.forward_head(self.forward_features(image)[-1])
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) from the last of the maps."""
+        return self.classifier(nn.functional.hardswish(maps.clamp(0, 6).mean((-2, -1))))
 
     def forward_features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The last block's maps (B, C, H/s, W/s) at strides 4, 8, 16 and 32; the expand block belongs to the last."""

@@ -260,7 +260,11 @@ class Moat(nn.Module):
             _init(name, parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.forward_features(x)[-1])
+        return self.forward_head(self.forward_features(x)[-1])
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) from the last of the maps."""
+        return self.head(maps)
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, ...]:
         """The maps (B, C, H/s, W/s) that each stage ends with."""

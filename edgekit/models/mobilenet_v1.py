@@ -73,8 +73,11 @@ class MobileNetV1(nn.Module):
         return tuple(maps)
 
     def forward(self, image: Tensor) -> Tensor:
-        pooled = self.forward_features(image)[-1].mean((-2, -1), keepdim=True)
-        return self.head(self.dropout(pooled)).flatten(1)
+        return self.forward_head(self.forward_features(image)[-1])
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) from the last of the maps."""
+        return self.head(self.dropout(maps.mean((-2, -1), keepdim=True))).flatten(1)
 
 
 _KERAS = re.compile(r"(?:.+/)?conv(?:1|_(?P<part>dw|pw)_(?P<block>\d+)|_(?P<head>preds))(?P<norm>_bn)?/(?P<leaf>\w+)")

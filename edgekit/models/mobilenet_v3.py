@@ -147,7 +147,11 @@ class MobileNetV3(nn.Module):
         return maps_at(self.features, self.taps, image)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.classifier(self.features[-1](self.forward_features(image)[-1]).mean((-2, -1)))
+        return self.forward_head(self.forward_features(image)[-1])
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) from the last of the maps."""
+        return self.classifier(self.features[-1](maps).mean((-2, -1)))
 
 
 def _build(

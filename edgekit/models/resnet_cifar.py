@@ -87,7 +87,11 @@ class CifarResNet(nn.Module):
         return first, second, self.layer3(second)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.linear(self.forward_features(image)[-1].mean((-2, -1)))
+        return self.forward_head(self.forward_features(image)[-1])
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) from the last of the maps."""
+        return self.linear(maps.mean((-2, -1)))
 
 
 def _stage(cin: int, cout: int, stride: int, blocks: int) -> nn.Sequential:

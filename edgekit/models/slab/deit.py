@@ -78,7 +78,10 @@ class SlabDeit(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def forward(self, image: Tensor) -> Tensor:
-        (maps,) = self.forward_features(image)
+        return self.forward_head(self.forward_features(image)[-1])
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) from the last of the maps."""
         return self.head(self.norm(to_tokens(maps)).mean(1))
 
     def forward_features(self, image: Tensor) -> tuple[Tensor, ...]:

@@ -88,7 +88,11 @@ class SlabPvt(nn.Module):
         init_weights(self, conv_fan_out=overlap)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.forward_features(image)[-1].mean((-1, -2)))
+        return self.forward_head(self.forward_features(image)[-1])
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) from the last of the maps."""
+        return self.head(maps.mean((-1, -2)))
 
     def forward_features(self, image: Tensor) -> tuple[Tensor, ...]:
         """What each stage hands to the next, (B, C, H/s, W/s): its last block's tokens, in PVTv2 normalized."""

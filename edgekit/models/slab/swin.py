@@ -124,7 +124,11 @@ class Swin(nn.Module):
         _init_weights(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.norm(to_tokens(self.forward_features(image)[-1])).mean(1))
+        return self.forward_head(self.forward_features(image)[-1])
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) from the last of the maps."""
+        return self.head(self.norm(to_tokens(maps)).mean(1))
 
     def forward_features(self, image: Tensor) -> tuple[Tensor, ...]:
         """What each stage's last block gives, (B, C, H/s, W/s): before patches are merged, before any norm."""
