@@ -1,13 +1,16 @@
 """Write the tables of the documents from the saved results; `--check` exits 1 where a document says something else."""
 
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from _measure import saved
 
-from edgekit.models import list_models
+from edgekit.data_free.clusterq import VARIANTS
+from edgekit.models import create_model, list_models, shipped_card, shipped_tags
+from edgekit.models._card import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 TITLES = {"executorch": "ExecuTorch", "tflite": "LiteRT", "onnx": "ONNX Runtime", "coreml": "Core ML"}
@@ -114,6 +117,109 @@ def int8_zoo() -> str:
     return "\n".join(rows)
 
 
+def data_free_int8() -> str:
+    """Top-1 in int8 without data, beside photos."""
+    rows = ["| model | float | photos | `--data-free` | `--data-free=analytic` |", "|---|---|---|---|---|"]
+    for name, r in saved("data_free_int8")["accuracy"].items():
+        cells = [f"{r[how]['top1']:.2f} % ({r[how]['drop']:+.2f})" for how in ("photos", "images", "analytic")]
+        rows.append(f"| {name} | {r['float_top1']:.2f} % | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def data_free_noise() -> str:
+    """The distance of int8 from float of each family, without data and with photos."""
+    rows = ["| model | photos | `--data-free` | `--data-free=analytic` |", "|---|---|---|---|"]
+    for name, found in saved("data_free_int8")["noise"].items():
+        cells = [f"{found[how]['sqnr_db']:.1f} dB" for how in ("photos", "images", "analytic")]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def few_bits() -> str:
+    """Drops in points by protocol and method: the mean over seeds and its standard deviation."""
+    drops: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for key, r in saved("few_bits")["results"].items():
+        model, scheme, protocol, method, _ = key.split()
+        drops.setdefault((model, scheme, method), {}).setdefault(protocol, []).append(r["drop"])
+    rows = ["| model | scheme | method | A | B | H |", "|---|---|---|---|---|---|"]
+    for (model, scheme, method), found in drops.items():
+        cells = [_spread(found.get(protocol, [])) for protocol in "abh"]
+        rows.append(f"| {model} | {scheme} | {method} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def clusterq_ablation() -> str:
+    """What each term gives: top-1 of the last epoch, and what choosing an epoch on the test images would add."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for key, r in saved("clusterq_ablation")["results"].items():
+        found.setdefault(key.split()[0], []).append(r)
+    rows = ["| variant | top-1 | drop | best epoch on test images, above the last |", "|---|---|---|---|"]
+    for variant in [v for v in VARIANTS if v in found]:
+        rs = found[variant]
+        optimism = statistics.mean(r["best"] - r["last"] for r in rs)
+        cells = (_spread([r["top1"] for r in rs]), _spread([r["drop"] for r in rs]), f"{optimism:+.2f}")
+        rows.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def devices() -> str:
+    """An artifact against itself, its operators against the whole, and ARM kernels against x86."""
+    found = saved("devices")["results"]
+    rows = [
+        "| artifact | against itself | operators / whole | without overhead | ARM from x86 (allowed) | instructions |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, two in found["twice"].items():
+        parts, arm = found["operators"][name], found["qemu"].get(name)
+        low, high = two["ci95"]
+        arm_cells = ["", ""]
+        if arm:
+            beyond = "" if arm["within_rule"] else f", {arm['sqnr_db']:.0f} dB"
+            counts = sorted({f"{count / 1e6:.3f} M" for count in arm["instructions"]})
+            arm_cells = [f"{arm['max_difference']:.2g} ({arm['allowed']:.2g}){beyond}", " and ".join(counts)]
+        cells = (
+            f"{two['ratio']:.3f} ({low:.3f}-{high:.3f})",
+            f"{parts['with_overhead']:.2f}",
+            f"{parts['share_of_whole']:.2f}",
+            *arm_cells,
+        )
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def shipped() -> str:
+    """The weights that come along: their cards, and int8 on four runtimes."""
+    rows = ["| weights | parameters | file | trained by | int8 loses, on four runtimes |", "|---|---|---|---|---|"]
+    found = saved("int8_accuracy")["results"]
+    for name, tag in [(spec.name, tag) for spec in list_models() for tag in shipped_tags(spec.name)]:
+        size = (SHIPPED / f"{name}-{tag}.safetensors").stat().st_size
+        params = sum(p.numel() for p in create_model(name, weights=tag).parameters())
+        drops = [r["drop"] for r in found[name].values()]
+        rows.append(
+            f"| `-m {name} --weights {tag}` | {params / 1e6:.2f} M | {size / 1e6:.1f} MB |"
+            f" {shipped_card(name, tag).trained} | {min(drops):+.2f} to {max(drops):+.2f} points |"
+        )
+    return "\n".join(rows)
+
+
+def distillation() -> str:
+    """Snapshot distillation and SSLD against plain training with as many steps."""
+    rows = ["| training | top-1 | against plain, by seed | against the same cycles, by seed |", "|---|---|---|---|"]
+    for variant, r in saved("distillation")["summary"].items():
+        cells = [
+            ", ".join(f"{v:+.2f}" for v in r[key]["each"]) if key in r else ""
+            for key in ("minus_plain", "minus_cycles")
+        ]
+        rows.append(f"| {variant} | {_spread(r['top1']['each'])} % | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else ""
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
 def overhead() -> str:
     """The price of edgekit over the bare library calls, and the start of the command line."""
     startup, ratio = saved("startup")["results"]["edgekit --help"]["median_ms"], saved("export_overhead")["ratio"]
@@ -124,8 +230,10 @@ def overhead() -> str:
 
 
 TABLES: dict[str, tuple[Callable[[], str], ...]] = {
-    "README.md": (accuracy, speed, overhead, int8_accuracy),
+    "README.md": (accuracy, speed, overhead, int8_accuracy, data_free_int8, devices, distillation),
+    "edgekit/data_free/README.md": (data_free_noise, few_bits, clusterq_ablation),
     "edgekit/models/README.md": (zoo, outside, latency, int8_zoo),
+    "edgekit/models/shipped/README.md": (shipped,),
 }
 
 

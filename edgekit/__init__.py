@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgekit.accuracy_control import AccuracyTarget as AccuracyTarget
+    from edgekit.apps import embed as embed
     from edgekit.artifacts import load_artifact as load_artifact
+    from edgekit.benchmarking import benchmark as benchmark
+    from edgekit.compressing import compress as compress
     from edgekit.evaluation import evaluate as evaluate
     from edgekit.inspection import doctor as doctor
     from edgekit.inspection import inspect as inspect
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from edgekit.prediction import predict as predict
     from edgekit.profiling import profile as profile
     from edgekit.quantizing import quantize as quantize
+    from edgekit.reporting import report as report
     from edgekit.training import train as train
     from edgekit.verification import verify as verify
     from edgekit.weights import import_weights as import_weights
@@ -32,16 +36,21 @@ _PLACES = {
     "export": "pipeline",
     "quantize": "quantizing",
     "train": "training",
+    "compress": "compressing",
     "verify": "verification",
     "evaluate": "evaluation",
     "predict": "prediction",
     "profile": "profiling",
+    "benchmark": "benchmarking",
+    "report": "reporting",
+    "embed": "apps",
     "inspect": "inspection",
     "doctor": "inspection",
     "import_weights": "weights",
     "load_artifact": "artifacts",
     "AccuracyTarget": "accuracy_control",
     "Artifact": "types",
+    "Embedded": "types",
     "Evaluation": "types",
     "Manifest": "types",
     "ModelSpec": "types",
@@ -50,6 +59,7 @@ _PLACES = {
     "Profile": "types",
     "Quantized": "types",
     "QuantizationOptions": "types",
+    "Report": "types",
     "Verification": "types",
     "EdgekitError": "errors",
 }

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgekit.artifacts import load_artifact
+from edgekit.devices import DEVICES, Kind
 from edgekit.errors import EdgekitError
 from edgekit.graph.capture import capture
 from edgekit.targets import TARGETS, Target
@@ -25,14 +26,33 @@ def inspect(artifact: str | Path | Artifact) -> Inspection:
 
 
 def doctor(on_step: Step | None = None) -> tuple[Health, ...]:
-    """Export a two-layer model to each target and run it: what works here, and the remedy for what does not."""
+    """Export a two-layer model to each target and run it: what works here, and the remedy for what does not.
+
+    Then the kinds of device that can be measured from here.
+    """
     report = on_step or (lambda what, done, total: None)
     results = []
     for n, target in enumerate(TARGETS.values()):
         report(f"trying {target.name}", n, len(TARGETS))
         results.append(_try(target))
+    results += [_reachable(kind) for kind in DEVICES.values() if kind.programs]
     host = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     return (*results, Health(name="host", works=True, detail=host))
+
+
+def _reachable(kind: Kind) -> Health:
+    """Whether the programs that a kind of device needs are here; whether a device answers is `profile`'s to see."""
+    missing = kind.missing()
+    if not missing:
+        detail = f"{', '.join(kind.programs)} found: --device {kind.form}"
+        return Health(name=kind.name, works=True, detail=detail, optional=True)
+    return Health(
+        name=kind.name,
+        works=False,
+        detail=f"--device {kind.form} needs {' and '.join(missing)}",
+        remedy=f"Debian, Ubuntu: sudo apt-get install {' '.join(missing.values())}",
+        optional=True,
+    )
 
 
 def _try(target: Target) -> Health:

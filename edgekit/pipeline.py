@@ -1,6 +1,7 @@
 """The main job: a model, exported to each target, proven equal. The only order of steps in edgekit."""
 
 import platform
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from edgekit.artifacts import (
     same_files,
     write_golden,
     write_manifest,
+    write_sources,
 )
 from edgekit.errors import (
     ArtifactDamaged,
@@ -235,8 +237,10 @@ def _export_one(loaded: Loaded, answers: _Answers, target: Target, job: _Job) ->
     with atomic_folder(destination) as folder:
         delegation = target.lower(program, job.precision, folder / f"model{target.suffix}", inputs, outputs)
         write_golden(folder, golden, floats, nudges)
+        write_sources(folder, delegation.ops)
         if loaded.labels:
-            (folder / LABELS).write_text("\n".join(loaded.labels) + "\n", encoding="utf-8")
+            lines = (" ".join(re.split(r"[\r\n]+", label)) for label in loaded.labels)
+            (folder / LABELS).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
         manifest = _manifest(loaded, target, job, folder, inputs, outputs, delegation)
         write_manifest(folder, manifest)
         if job.verify:
@@ -287,7 +291,7 @@ def _manifest(
         outputs=outputs,
         preprocess=loaded.preprocess if inputs[0].layout else None,
         request=loaded.request,
-        delegation=replace(delegation, notes=()),
+        delegation=replace(delegation, notes=(), ops=()),
         layers=_layers(loaded, target, job.precision),
         environment={"python": platform.python_version(), "torch": version("torch"), **target.versions()},
         labels=LABELS if loaded.labels else "",

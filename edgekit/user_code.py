@@ -34,6 +34,15 @@ def call(reference: str, num_classes: int | None, seed: int) -> nn.Module:
     return found
 
 
+def takes_classes(reference: str) -> bool:
+    """Whether `place:attribute` can be called with `num_classes`. Raises as `call` does."""
+    place, _, attribute = reference.rpartition(":")
+    folder = Path(place).parent if place.endswith(".py") else Path.cwd()
+    with _on_path(folder.resolve()):
+        found = _find(place, attribute)
+    return callable(found) and not isinstance(found, nn.Module) and _takes_classes(found)
+
+
 @contextmanager
 def _on_path(folder: Path) -> Iterator[None]:
     sys.path.insert(0, str(folder))
@@ -78,13 +87,17 @@ def _import_file(path: Path) -> ModuleType:
 def _call(function: Callable[..., object], reference: str, num_classes: int | None) -> object:
     arguments = {}
     if num_classes is not None:
-        if "num_classes" not in inspect.signature(function).parameters:
+        if not _takes_classes(function):
             raise BadInput(f"{reference} takes no num_classes", "Leave --num-classes out, or give it that parameter.")
         arguments["num_classes"] = num_classes
     try:
         return function(**arguments)
     except (Exception, SystemExit) as error:  # the user's own code
         raise BadInput(f"{reference} failed: {type(error).__name__}: {error}", _where(error)) from error
+
+
+def _takes_classes(function: Callable[..., object]) -> bool:
+    return "num_classes" in inspect.signature(function).parameters
 
 
 def _where(error: BaseException) -> str:

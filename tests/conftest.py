@@ -7,10 +7,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from edgekit.cli import main
+from edgekit.types import Artifact
+
+if TYPE_CHECKING:
+    from edgekit.loading import Loaded
 
 # As `edgekit` does for itself: set before any test imports torch, and passed on to subprocesses.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -45,6 +50,29 @@ class Result:
 
 
 Cli = Callable[..., Result]
+
+
+def few_photos(shared: Path, path: Path, of_each: int) -> Path:
+    """Photos of CIFAR-10 with labels, `of_each` of the ten classes, as an image set at `path`."""
+    import numpy as np
+
+    from edgekit.data import open_images
+
+    images = open_images(shared / "data" / "cifar10_test.npz")
+    chosen = [i for label in range(10) for i in [j for j in range(800) if images.labels[j] == label][:of_each]]
+    pixels = np.stack([np.asarray(images[i].pixels) for i in chosen])
+    np.savez(path, images=pixels, labels=np.array([images.labels[i] for i in chosen]), classes=np.array(images.classes))
+    return path
+
+
+@pytest.fixture(scope="session")
+def resnet(shared: Path) -> "Loaded":
+    """ResNet-20 with published weights for CIFAR-10."""
+    from edgekit.loading import load
+    from edgekit.types import ModelRequest
+
+    weights = shared / "data" / "resnet20_cifar10.safetensors"
+    return load(ModelRequest(model="resnet20-cifar", weights=str(weights)))
 
 
 @pytest.fixture
@@ -118,6 +146,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("user") / "unseen.py"
     path.write_text(TINY, encoding="utf-8")
     return f"{path}:net"
+
+
+@pytest.fixture(scope="session")
+def small_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """Two convolutions and a linear for each runtime that devices run, by target; not verified."""
+    import torch
+    from torch import nn
+
+    import edgekit
+
+    torch.manual_seed(0)
+    body = (nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())
+    net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).eval()
+    out, targets = tmp_path_factory.mktemp("small"), ("executorch", "tflite", "onnx")
+    made = edgekit.export(net, targets, input_shape=[(1, 3, 48, 48)], out=out, verify=False)
+    return {a.manifest.target: a for a in made}
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from edgekit.models import create_model
 from tests.conftest import ROOT, Cli
@@ -29,9 +30,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photo: Path) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     shutil.copy(photo, folder / "PHOTO.jpg")
-    for label in ("bee", "daisy"):
+    with Image.open(photo) as opened:
+        whole = opened.convert("RGB")
+    for place, label in enumerate(("bee", "daisy")):
         (folder / "PHOTOS" / label).mkdir(parents=True)
-        shutil.copy(photo, folder / "PHOTOS" / label)
+        for n in range(6):
+            box = (40 * n + 20 * place, 20 * n, 40 * n + 20 * place + 300, 20 * n + 300)
+            whole.crop(box).save(folder / "PHOTOS" / label / f"{n}.jpg")
     from safetensors.torch import save_file
 
     save_file(create_model("mobilenet-v2").state_dict(), folder / "w.safetensors")

@@ -10,7 +10,27 @@ from types import FrameType
 
 import typer
 
-from edgekit.cli import doctor, evaluate, export, inspect, models, predict, profile, quantize, train, verify, weights
+from edgekit.cli import (
+    benchmark,
+    compress,
+    data,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    inspect,
+    models,
+    predict,
+    profile,
+    quantize,
+    recipes,
+    report,
+    runner,
+    train,
+    verify,
+    weights,
+)
+from edgekit.cli._options import with_values
 from edgekit.errors import EdgekitError
 
 app = typer.Typer(
@@ -25,14 +45,21 @@ app = typer.Typer(
 app.command("models")(models.models)
 app.command("export")(export.export)
 app.command("quantize")(quantize.quantize)
+app.command("recipes")(recipes.recipes)
 app.command("train")(train.train)
+app.command("compress")(compress.compress)
 app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("profile")(profile.profile)
+app.command("benchmark", epilog=benchmark.FARM)(benchmark.benchmark)
+app.command("report")(report.report)
+app.command("embed")(embed.embed)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
+app.add_typer(runner.app, name="runner")
 
 
 def _version(asked: bool) -> None:
@@ -54,7 +81,7 @@ def _options(
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a gate failed, 2 bad input or usage, 3 something is missing."""
     debug = "--debug" in sys.argv
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    arguments = with_values([a for a in sys.argv[1:] if a != "--debug"])
     # torch's threads wait by spinning, which makes it ten times slower while another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with _interrupts() as interrupted:

@@ -22,8 +22,23 @@ FEATURES_ONLY = typer.Option(
     False, "--features-only", help="Stage outputs in place of logits, of a model of the zoo: a backbone."
 )
 CALIBRATION = typer.Option(
-    None, "--calibration", help="Photos for int8, like those the model will see: a folder, .npz or .tar."
+    None,
+    "--calibration",
+    help="Photos for int8, like those the model will see: a folder, .npz or .tar; or the word synthetic, for none.",
 )
+DATA_FREE = typer.Option(
+    None,
+    "--data-free",
+    metavar="[=METHOD]",
+    help="Quantize with nothing but the weights: images (made to fit them; the same as alone) or analytic (faster). "
+    "For wXaY: images, clusterq or gdfq.",
+)
+EXPLAIN = typer.Option(
+    False,
+    "--explain",
+    help="Of --data-free: the worst layers and why; with a plot and a sheet of the images beside the file.",
+)
+DEVICE = typer.Option("cpu", "--device", help="Where --data-free makes images, and wXaY is learned: cpu or cuda.")
 NUM_CALIBRATION_SAMPLES = typer.Option(128, "--num-calibration-samples", min=1, help="How many of them are used.")
 RANGE_ESTIMATOR = typer.Option(
     "mse", "--range-estimator", help="Of activations: mse (least squared error), minmax or percentile (99.99)."
@@ -45,7 +60,13 @@ MAX_DROP = typer.Option(None, "--max-drop", help="Points of top-1 on --accuracy-
 NUM_ACCURACY_SAMPLES = typer.Option(
     None, "--num-accuracy-samples", help="Use N of these photos, drawn from all classes: the same each time."
 )
+PYTHON = typer.Option(None, "--python", help="Over ssh: the board's interpreter, such as /home/pi/venv/bin/python.")
 JSON = typer.Option(False, "--json", help="Print one JSON document on stdout and nothing else.")
+
+
+def with_values(arguments: list[str]) -> list[str]:
+    """The command line with a value for each option that may go without one."""
+    return ["--data-free=images" if a == "--data-free" else a for a in arguments]
 
 
 def parse_shape(text: str) -> Shape:

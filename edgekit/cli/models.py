@@ -15,12 +15,13 @@ def models(
     from edgekit.cli._terminal import terminal
     from edgekit.types import ModelSpec
 
-    def card(spec: ModelSpec) -> dict[str, object]:
-        keys = ("name", "family", "params", "macs", "input", "num_classes", "paper", "licence", "weights", "notes")
-        return {key: getattr(spec, key) for key in keys}
-
     with terminal(context.obj) as screen:
-        from edgekit.models import ZOO
+        from edgekit.models import ZOO, shipped_card, shipped_tags
+
+        def card(spec: ModelSpec) -> dict[str, object]:
+            keys = ("name", "family", "params", "macs", "input", "num_classes", "paper", "licence", "weights", "notes")
+            found = {key: getattr(spec, key) for key in keys}
+            return {**found, "weights": (*shipped_tags(spec.name), *spec.weights)}
 
         if name is None:
             if as_json:
@@ -44,3 +45,5 @@ def models(
                     else value
                 )
                 screen.print(f"{key:<12}{shown}")
+            for tag in shipped_tags(name):
+                screen.print(f"  {tag:<10}{shipped_card(name, tag).trained}")
