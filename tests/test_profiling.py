@@ -225,9 +225,7 @@ def test_an_artifact_is_as_fast_as_itself(sums: dict[str, Artifact]) -> None:
 
 @linux
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_thread_is_bound_to_the_chosen_core(
-    sums: dict[str, Artifact], children: Children, target: str
-) -> None:
+def test_every_thread_is_bound_to_the_chosen_core(sums: dict[str, Artifact], children: Children, target: str) -> None:
     cpus = choose_cpus(1)
     allowed: set[str] = set()
 
