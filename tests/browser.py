@@ -54,7 +54,7 @@ class Browser:
     def _run(self, page: Path, what: str, size: str, scheme: int) -> tuple[str, str]:
         own = (f"--user-data-dir={self.folder / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}")
         command = [self.program, *QUIET, *own, what, size, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         return done.stdout, done.stderr
 
 

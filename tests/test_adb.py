@@ -141,12 +141,12 @@ def test_ctrl_c_leaves_nothing(pte: Artifact, monkeypatch: pytest.MonkeyPatch) -
     with real_phone(monkeypatch):
         command = process("profile", pte.path, "--device", "adb", "--min-secs", "60")
         running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while "edgekit-" not in left_on_phone()[1]:
             assert time.monotonic() < deadline, running.poll()
             time.sleep(0.1)
         running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=60)
+        _, err = running.communicate(timeout=300)
         assert running.returncode != 0
         assert "Traceback" not in err
         assert left_on_phone() == ("", "")
@@ -189,7 +189,7 @@ def server() -> Iterator[None]:
         patch.setenv("TMPDIR", folder)
         patch.setenv("HOME", folder)  # its key
         patch.delenv("ADB_SERVER_SOCKET", raising=False)
-        subprocess.run(["adb", "start-server"], capture_output=True, check=True, timeout=30)
+        subprocess.run(["adb", "start-server"], capture_output=True, check=True, timeout=120)
         yield
         subprocess.run(["adb", "kill-server"], capture_output=True, check=False)
     shutil.rmtree(folder, ignore_errors=True)
@@ -220,7 +220,7 @@ def fake(server: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
 
 
 def adb(*arguments: str) -> str:
-    done = subprocess.run(["adb", *arguments], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(["adb", *arguments], capture_output=True, text=True, check=False, timeout=120)
     return done.stdout + done.stderr
 
 
@@ -230,13 +230,13 @@ def serial(made: FakePhone) -> str:
 
 def connect(made: FakePhone) -> None:
     process = subprocess.Popen(["adb", "connect", serial(made)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while serial(made) not in adb("devices"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     if made.faults.unauthorized or made.faults.offline:
         process.kill()  # it waits for what does not come
-    process.wait(15)
+    process.wait(60)
 
 
 def test_a_fake_phone_is_measured(fake: Callable[..., FakePhone], pte: Artifact) -> None:

@@ -116,8 +116,8 @@ def mentioning(text: str) -> set[int]:
     return found
 
 
-def wait_until(true: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
+def wait_until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 300
     while not true():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.05)
@@ -250,7 +250,7 @@ def test_a_hanging_model_is_ended_with_all_that_it_started(models: Path, tmp_pat
     (cell,), _ = cells_of(made)
     child = tmp_path / "child"
     slept: list[bool] = []
-    limits = Limits(timeout=20)
+    limits = Limits(timeout=30)
     outcome = run_job(Job(cell=cell, plan=made, artifacts=str(tmp_path / "a")), limits, lambda s: slept.append(True))
     assert outcome.result.status == "timeout"
     assert child.exists(), "the machine is too slow for this test"
@@ -394,13 +394,13 @@ def test_a_sweep_killed_three_times_does_each_cell_once(models: Path, tmp_path: 
     for attempt in range(3):
         with started(command) as running:
             before = len(kept)
-            wait_until(lambda n=before: len(contents(out)) > n, 120)
+            wait_until(lambda n=before: len(contents(out)) > n)
             time.sleep(seed.uniform(0, 2))
             # The command alone, whose guard must then end the rest; or all of it at once.
             family = {running.pid} if attempt == 1 else {running.pid, *guard.descendants(running.pid)}
             for pid in family:
                 os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not mentioning(str(out)), 20)
+        wait_until(lambda: not mentioning(str(out)))
         now = contents(out)
         assert kept.items() <= now.items(), "what was done has not been touched"
         kept = now
@@ -430,7 +430,7 @@ def test_ctrl_c_ends_everything_and_says_how_to_go_on(models: Path, tmp_path: Pa
         assert got.returncode == 2
         assert "another sweep is running" in got.stderr
         running.send_signal(signal.SIGTERM)  # as Ctrl-C, which a shell lets what it runs behind a & ignore
-        _, said = running.communicate(timeout=60)
+        _, said = running.communicate(timeout=300)
     assert running.returncode == 130
     assert f"edgekit benchmark --resume -o {out}" in said
     assert not mentioning(str(out))
@@ -479,14 +479,14 @@ def test_a_lost_worker_and_a_lost_machine_cost_nothing_but_time(cluster: Any, mo
     lost = cluster.add_node(num_cpus=2, resources={"device:host": 1})
     command = on_ray(cluster, models, "one,two", out)
     with started(command) as running:
-        wait_until(lambda: at_work(models) or running.poll() is not None, 120)
+        wait_until(lambda: at_work(models) or running.poll() is not None)
         cell, worker = next(iter(at_work(models).items()))
         os.kill(worker, signal.SIGKILL)
-        wait_until(lambda: not Path(f"/proc/{cell}").exists(), 20)
-        wait_until(lambda: contents(out) or running.poll() is not None, 180)
+        wait_until(lambda: not Path(f"/proc/{cell}").exists())
+        wait_until(lambda: contents(out) or running.poll() is not None)
         before = contents(out)
         cluster.remove_node(lost, allow_graceful=False)
-        _, said = running.communicate(timeout=400)
+        _, said = running.communicate(timeout=600)
     assert running.returncode == 0, said
     results = [json.loads(p.read_text()) for p in (out / "cells").glob("*.json")]
     assert [r["status"] for r in results] == ["done"] * 4
@@ -509,13 +509,13 @@ def test_a_farm_says_what_it_lacks(cluster: Any, cli: Cli, models: Path, tmp_pat
 def test_an_interrupt_reaches_the_machines(cluster: Any, models: Path, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1)
     with started(on_ray(cluster, models, "hangs", tmp_path / "out")) as running:
-        wait_until((tmp_path / "child").exists, 120)
+        wait_until((tmp_path / "child").exists)
         running.send_signal(signal.SIGTERM)
-        _, said = running.communicate(timeout=60)
+        _, said = running.communicate(timeout=300)
     assert running.returncode == 130
     assert f"edgekit benchmark --resume -o {tmp_path / 'out'}" in said
-    wait_until(lambda: not at_work(models), 20)
-    wait_until(lambda: not Path(f"/proc/{(tmp_path / 'child').read_text()}").exists(), 20)
+    wait_until(lambda: not at_work(models))
+    wait_until(lambda: not Path(f"/proc/{(tmp_path / 'child').read_text()}").exists())
 
 
 def test_no_cluster_is_said_at_once(cli: Cli, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -71,9 +70,11 @@ def test_help_is_quick_and_imports_no_torch(arguments: list[str]) -> None:
     )
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
+        after = os.times()
+        # Of the processor, for others may have it meanwhile.
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert result.stderr == "[]\n"
     assert min(seconds) < 1  # 0.3 on an idle machine
 

@@ -280,7 +280,7 @@ def test_it_ends_with_its_input_and_with_its_parent(
         runner.ask("load")
         assert runner.process.stdin is not None
         runner.process.stdin.close()
-        assert runner.process.wait(10) == 0
+        assert runner.process.wait(60) == 0
     command = build.runner_command(folder, artifact.model_path, 1)
     code = f"""
 import subprocess, sys

@@ -106,7 +106,7 @@ def phone(adbd: Path, data_bytes: str = "200m") -> Iterator[Phone]:
 
 
 def _connect(environment: dict[str, str], folder: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     said = ""
     while time.monotonic() < deadline:
         if (folder / "adb.sock").exists():
@@ -117,7 +117,7 @@ def _connect(environment: dict[str, str], folder: Path) -> None:
             said = done.stdout + done.stderr
             if said.startswith(("connected", "already connected")):
                 subprocess.run(
-                    ["adb", "-s", SERIAL, "wait-for-device"], env={**os.environ, **environment}, timeout=20, check=True
+                    ["adb", "-s", SERIAL, "wait-for-device"], env={**os.environ, **environment}, timeout=120, check=True
                 )
                 return
         time.sleep(0.05)
