@@ -528,5 +528,29 @@ def test_on_the_command_line(
     assert made.left == []
 
 
+def test_a_sweep_uses_the_runner_of_each_target(fake: Callable[..., FakePhone], cli: Cli, tmp_path: Path) -> None:
+    model = tmp_path / "net.py"
+    model.write_text(
+        "from torch import nn\ndef net():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n"
+    )
+    made, tool = fake(), script(tmp_path / "benchmark_model", "true")
+    made.tool_output = lambda words: (0, TOOL_OUTPUT.read_text(encoding="utf-8"))
+    arguments = ("-m", f"{model}:net", "-t", "tflite,onnx", "-p", "fp32", "--imgsz", "32", "--num-runs", "5")
+    devices = ("--device", f"adb:{serial(made)}", "--runner", f"tflite={tool}")
+    done = cli("benchmark", *arguments, *devices, "-o", tmp_path / "sweep", "--json")
+    tflite, onnx = json.loads(done.out)["cells"]
+    assert tflite["status"] == "done", done.err
+    assert f"Inference (avg): {1e3 * tflite['mean_ms']:g}" in TOOL_OUTPUT.read_text(encoding="utf-8")
+    assert onnx["status"] == "failed", "it has no runner"
+    assert "onnx" in onnx["error"]
+    assert done.code == 1
+    assert made.left == []
+    tool.write_text("#!/bin/sh\nfalse\n")
+    changed = cli("benchmark", "--resume", "-o", tmp_path / "sweep")
+    assert changed.code == 2
+    assert "files: " in changed.err
+
+
 def test_errors_are_ours() -> None:
     assert issubclass(DeviceError, EdgekitError)

@@ -185,6 +185,11 @@ def test_names_of_cells_are_files_names_and_no_two_are_one() -> None:
         (Asked(models=["lvt"], limit=3), "--limit is of the images at --data"),
         (Asked(models=["lvt"], num_runs=0), "are no measurement"),
         (Asked(models=[""]), "no model was given"),
+        (Asked(models=["lvt"], devices=["toaster"]), "unknown device 'toaster'"),
+        (Asked(models=["lvt"], devices=["adb"], runners={"onnx": "nothing"}), "--runner onnx=nothing: nothing cannot"),
+        (Asked(models=["lvt"], devices=["adb"], runners={"tflite": __file__}), "there is no tflite"),
+        (Asked(models=["lvt"], runners={"onnx": __file__}), "--runner is for phones over adb"),
+        (Asked(models=["lvt"], python="/usr/bin/python3"), "--python is for boards over ssh"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(asked: Asked, words: str) -> None:

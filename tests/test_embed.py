@@ -4,44 +4,24 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from edgekit.apps import PLATFORMS, embed
-from edgekit.artifacts import MANIFEST, hash_files, load_artifact, write_golden, write_manifest
+from edgekit.artifacts import MANIFEST, hash_files
 from edgekit.errors import BadInput, UnknownName, Unsupported
 from edgekit.targets import TARGETS
-from edgekit.types import Artifact, Delegation, Manifest, ModelRequest, Preprocess, TensorSpec, Weights
+from edgekit.types import Artifact, Preprocess, TensorSpec
+from tests.apps.made_artifacts import SUFFIXES, made_artifact
 
 LABELS = ("red fox", "Kit fox")
 
 
 def made(folder: Path, target: str) -> Artifact:
-    """An artifact as the export writes it, of a model that nobody runs."""
-    folder.mkdir()
-    layout = "NHWC" if target == "tflite" else "NCHW"
-    shape = (1, 8, 8, 3) if layout == "NHWC" else (1, 3, 8, 8)
-    suffix = {"coreml": ".mlpackage", "executorch": ".pte", "tflite": ".tflite", "onnx": ".onnx"}[target]
-    model = folder / f"model{suffix}"
-    if target == "coreml":
-        model.mkdir()
-        model = model / "Manifest.json"
-    model.write_bytes(b"{}")
-    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS), encoding="utf-8")
-    write_golden(folder, ([[np.zeros(shape, np.float32)]], [[np.zeros((1, 2), np.float32)]]))
-    manifest = Manifest(
-        edgekit="0", name="Fox finder", model="fox.py:net", weights=Weights(source="seed:0"), target=target,
-        precision="fp32", files=hash_files(folder), inputs=(TensorSpec(name="image", shape=shape, layout=layout),),
-        outputs=(TensorSpec(name="logits", shape=(1, 2)),), preprocess=Preprocess(resize=8, crop=(8, 8)),
-        request=ModelRequest(model="fox.py:net"), delegation=Delegation(backend="", delegated=0, partitions=0),
-        layers={}, environment={}, labels="labels.txt",
-    )  # fmt: skip
-    write_manifest(folder, manifest)
-    return load_artifact(folder)
+    return made_artifact(folder, target, name="Fox finder", labels=LABELS)
 
 
 def test_there_is_a_suffix_for_every_target() -> None:
-    assert set(TARGETS) == {"coreml", "executorch", "tflite", "onnx"}
+    assert set(TARGETS) == set(SUFFIXES)
 
 
 @pytest.mark.parametrize("target", TARGETS)

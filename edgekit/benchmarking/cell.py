@@ -22,6 +22,7 @@ import cattrs
 from edgekit.artifacts import load_artifact
 from edgekit.benchmarking._job import Answer, Job
 from edgekit.benchmarking.guard import PR_SET_PDEATHSIG, process_control
+from edgekit.devices import DEVICES, Device, open_device
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.evaluation import evaluate
 from edgekit.loading import runs_code
@@ -154,7 +155,7 @@ def _profile(artifact: Artifact, job: Job, say: Say) -> None:
     try:
         measured = profile(
             [artifact],
-            device=job.cell.device,
+            device=_device(job),
             threads=plan.threads,
             num_runs=plan.num_runs,
             warmup_runs=plan.warmup_runs,
@@ -169,6 +170,14 @@ def _profile(artifact: Artifact, job: Job, say: Say) -> None:
     if job.cell.precision.startswith("int8"):
         with suppress(EdgekitError):  # the latency is what was asked for
             say(Answer(slow_causes=slow_causes(artifact)))
+
+
+def _device(job: Job) -> Device:
+    """The cell's device, with the runner and the interpreter that were given for its kind."""
+    plan, kind = job.plan, DEVICES[job.cell.device.partition(":")[0]]
+    runner = plan.runners.get(job.cell.target) if kind.takes_runner else None
+    python = plan.python if kind.takes_python else None
+    return open_device(job.cell.device, Path(runner) if runner else None, python=python or "")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
+from edgekit.devices import DEVICES
 from edgekit.errors import BadInput, EdgekitError, UnknownName
 from edgekit.loading import sha256
 from edgekit.models import ZOO
@@ -39,13 +40,16 @@ class Asked:
     num_runs: int | None = None
     warmup_runs: int | None = None
     min_secs: float | None = None
+    runners: Mapping[str, str] | None = None
+    python: str | None = None
 
 
 def plan_of(asked: Asked) -> SweepPlan:
     """The plan of a new sweep. Raises `UnknownName` or `BadInput` for what can be told before any work."""
     models = _distinct(asked.models, MODELS, "model", "--models")
-    files = _files(models, asked.weights or {})
     targets = _targets(asked.targets)
+    runners = {TARGETS[t.lower()].name: path for t, path in (asked.runners or {}).items()}
+    files = _files(models, asked.weights or {}) | {p: _hash(Path(p), f"--runner {t}={p}") for t, p in runners.items()}
     precisions = _distinct(asked.precisions, _precisions(asked), "precision", "--precisions")
     plan = SweepPlan(
         models=models,
@@ -61,10 +65,13 @@ def plan_of(asked: Asked) -> SweepPlan:
         num_runs=_or(asked.num_runs, 50),
         warmup_runs=_or(asked.warmup_runs, 10),
         min_secs=_or(asked.min_secs, 1.0),
+        runners=runners,
+        python=asked.python,
         files=files,
         edgekit=version("edgekit"),
     )
     _check(plan)
+    _check_devices(plan)
     return plan
 
 
@@ -189,6 +196,24 @@ def _check(plan: SweepPlan) -> None:
         raise BadInput("--limit is of the images at --data, and there are none", "Give --data PATH, or no --limit.")
     if plan.limit is not None and plan.limit < 1:
         raise BadInput(f"--limit is at least 1, not {plan.limit}", "Leave it out to use all the images.")
+
+
+def _check_devices(plan: SweepPlan) -> None:
+    """Raises `UnknownName` for a device of no kind, `BadInput` for a runner or a Python that none of them takes."""
+    kinds = [DEVICES[device.partition(":")[0]] for device in plan.devices]
+    if plan.runners and not any(kind.takes_runner for kind in kinds):
+        raise BadInput(
+            f"--runner is for phones over adb, and there are {', '.join(plan.devices)}",
+            "Leave it out, or name a phone.",
+        )
+    for target, path in plan.runners.items():
+        if target not in plan.targets:
+            raise BadInput(f"--runner {target}={path}: there is no {target}", f"There are {', '.join(plan.targets)}.")
+    if plan.python and not any(kind.takes_python for kind in kinds):
+        raise BadInput(
+            f"--python is for boards over ssh, and there are {', '.join(plan.devices)}",
+            "Leave it out, or name a board.",
+        )
 
 
 def _exists(path: str, option: str) -> None:

@@ -28,8 +28,8 @@ HEAD = ("schema", "edgekit", "created", "host", "plan")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 COLUMNS = (
     *("model", "target", "precision", "device", "status", "size_bytes", "sqnr_db", "max_abs_error", "top1_agreement"),
-    *("top1", "top5", "n", "drop", "p50_ms", "p90_ms", "p99_ms", "cv", "load_ms", "peak_memory_mib", "instructions"),
-    *("ratio_to_fp32", "seconds", "host", "artifact", "error"),
+    *("top1", "top5", "n", "drop", "mean_ms", "p50_ms", "p90_ms", "p99_ms", "cv", "load_ms", "peak_memory_mib"),
+    *("instructions", "ratio_to_fp32", "seconds", "host", "artifact", "error"),
 )
 _CONVERTER = cattrs.Converter()
 

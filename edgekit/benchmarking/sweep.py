@@ -36,6 +36,8 @@ def benchmark(
     num_runs: int | None = None,
     warmup_runs: int | None = None,
     min_secs: float | None = None,
+    runners: Mapping[str, str] | None = None,
+    python: str | None = None,
     timeout: float = 1800.0,
     max_memory: float = 0.0,
     engine: str = "local",
@@ -50,7 +52,9 @@ def benchmark(
     `calibration`), this machine; with `resume`, what the sweep in `out` was begun with. A cell that crashes, takes more
     than `timeout` seconds or more than `max_memory` MiB (0: three quarters of the machine's) is a red one in the
     result, and the others go on. Each result is in `out` at once, whole: `resume` does only the cells that have none or
-    a red one. `force` begins anew. With `engine` "ray" the cells run on the machines of a Ray cluster.
+    a red one. `force` begins anew. `runners` are tools of the user's by target, for the devices that take one, and
+    `python` is the interpreter of boards; see `open_device`. With `engine` "ray" the cells run on the machines of a
+    Ray cluster.
     Raises `BadInput` for another sweep in `out`, `MissingDependency` without Ray, `EnvironmentProblem` where no machine
     of the cluster has a device.
     """
@@ -74,6 +78,8 @@ def benchmark(
         num_runs=num_runs,
         warmup_runs=warmup_runs,
         min_secs=min_secs,
+        runners=runners,
+        python=python,
     )
     limits = Limits(timeout=timeout, max_memory=max_memory)
     on = on_event or (lambda event: None)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgekit.cli._options import JSON
+from edgekit.cli._options import JSON, PYTHON
 
 if TYPE_CHECKING:
     from edgekit.cli._terminal import Terminal
@@ -38,9 +38,7 @@ def benchmark(
         "--precision",
         help="Such as fp32,int8; else fp32 and int8, or fp16 without --calibration.",
     ),
-    device: str = typer.Option(
-        None, "--device", "--devices", help="As for `profile` (over adb .pte alone); else host."
-    ),
+    device: str = typer.Option(None, "--device", "--devices", help="As for `profile`; else host."),
     weights: list[str] = typer.Option(  # noqa: B008 (read at import, as Typer has it)
         [], "-w", "--weights", metavar="MODEL=FILE", help="Of a model; may be repeated."
     ),
@@ -52,6 +50,13 @@ def benchmark(
     num_runs: int = typer.Option(None, "--num-runs", min=1, help="Recorded runs, at least; else 50."),
     warmup_runs: int = typer.Option(None, "--warmup-runs", min=0, help="Runs before that, at least; else 10."),
     min_secs: float = typer.Option(None, "--min-secs", min=0, help="Seconds of recorded runs, at least; else 1."),
+    runner: list[str] = typer.Option(  # noqa: B008
+        [],
+        "--runner",
+        metavar="TARGET=FILE",
+        help="Over adb: your own tool for a target, as for `profile`; may be repeated. executorch needs none.",
+    ),
+    python: str = PYTHON,
     timeout: float = typer.Option(1800.0, "--timeout", help="Seconds after which a cell is ended and red."),
     max_memory: float = typer.Option(
         0.0, "--max-memory", help="MiB that a cell may hold, or it is ended; else three quarters of the machine's."
@@ -91,7 +96,7 @@ def benchmark(
                     _names(precisions),
                     _names(device),
                     out=out,
-                    weights=_weights(weights),
+                    weights=_pairs(weights, "--weights MODEL=FILE"),
                     image_size=image_size,
                     calibration=calibration,
                     data=data,
@@ -100,6 +105,8 @@ def benchmark(
                     num_runs=num_runs,
                     warmup_runs=warmup_runs,
                     min_secs=min_secs,
+                    runners=_pairs(runner, "--runner TARGET=FILE"),
+                    python=python,
                     timeout=timeout,
                     max_memory=max_memory,
                     engine=engine,
@@ -124,15 +131,15 @@ def _names(text: str | None) -> list[str] | None:
     return None if text is None else text.split(",")
 
 
-def _weights(given: list[str]) -> dict[str, str] | None:
+def _pairs(given: list[str], form: str) -> dict[str, str] | None:
     from edgekit.errors import BadInput
 
     pairs = {}
     for text in given:
-        model, equals, file = text.rpartition("=")
-        if not equals or not model or not file:
-            raise BadInput(f"--weights {text!r} does not say whose they are", "Type --weights MODEL=FILE.")
-        pairs[model] = file
+        name, equals, file = text.rpartition("=")
+        if not equals or not name or not file:
+            raise BadInput(f"{form.split()[0]} {text!r} does not say what it is for", f"Type {form}.")
+        pairs[name] = file
     return pairs or None
 
 

@@ -68,7 +68,8 @@ class CellResult:
 class SweepPlan:
     """What a sweep measures, and how: a sweep is resumed only with the same plan.
 
-    `files` are the hashes of the model and weights files that it names; `weights` are by model.
+    `files` are the hashes of the files that it names: models, weights and runners. `weights` are by model; `runners`,
+    the user's tools for devices that take one, by target; `python` is the interpreter of boards.
     """
 
     models: tuple[str, ...]
@@ -84,6 +85,8 @@ class SweepPlan:
     num_runs: int = 50
     warmup_runs: int = 10
     min_secs: float = 1.0
+    runners: Mapping[str, str] = field(default_factory=dict)
+    python: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     edgekit: str = ""
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.artifacts import MANIFEST, write_golden
-from edgekit.types import Artifact, Delegation, FileRecord, Manifest, ModelRequest, Preprocess, TensorSpec, Weights
+from edgekit.artifacts import hash_files, write_golden, write_manifest
+from edgekit.types import Artifact, Delegation, Manifest, ModelRequest, Preprocess, TensorSpec, Weights
 
 SUFFIXES = {"coreml": ".mlpackage", "executorch": ".pte", "tflite": ".tflite", "onnx": ".onnx"}
 PREPROCESS = Preprocess(resize=9, crop=(8, 8))
@@ -31,15 +31,15 @@ def made_artifact(
     (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).write_bytes(b"no model")
     (folder / "labels.txt").write_bytes("".join(f"{label}\n" for label in labels).encode())
-    (folder / MANIFEST).write_text("{}\n")
     rng = np.random.default_rng(0)
     draw = [[[rng.normal(size=s).astype(np.float32)] for _ in range(2)] for s in (image.shape, (1, len(labels)))]
     write_golden(folder, (draw[0], draw[1]))
     manifest = Manifest(
         edgekit="0", name=name, model=name, weights=Weights(source="seed:0", sha256=""), target=target,
-        precision=precision, files={file: FileRecord(bytes=8, sha256="0" * 64)}, inputs=(image,),
+        precision=precision, files=hash_files(folder), inputs=(image,),
         outputs=(TensorSpec(name="logits", shape=(1, len(labels))),), preprocess=preprocess,
         request=ModelRequest(model=name), delegation=Delegation(backend="", delegated=0), layers={}, environment={},
         labels="labels.txt",
     )  # fmt: skip
+    write_manifest(folder, manifest)
     return Artifact(path=folder, manifest=manifest)
