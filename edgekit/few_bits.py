@@ -16,6 +16,9 @@ from edgekit.artifacts import write_file
 from edgekit.calibration import CalibrationSet
 from edgekit.data_free import chosen
 from edgekit.data_free.clusterq import VARIANTS, ClusterQOptions, Trainer, shortened, train
+from edgekit.data_free.held_out import CROSS_FAMILY, IN_FAMILY
+from edgekit.data_free.held_out import affordable as affordable_images
+from edgekit.data_free.risk import assess_answers
 from edgekit.data_free.synthesis import Network, synthesize
 from edgekit.data_free.synthesis import check as check_device
 from edgekit.errors import BadInput, UnknownName, Unsupported
@@ -35,6 +38,8 @@ IMAGES = {True: (128, 32, 100), False: (512, 128, 100)}
 """How many images are made, in which batches and steps: of large images fewer."""
 GENERATIVE = {True: (8, 12, 4, 20, 2, 16), False: (8, 30, 4, 10, 4, 32)}
 """Epochs, steps, warm-up, classes and images of each in a batch, width of the generator."""
+PRIOR = "pink"
+"""What the images begin as."""
 METHODS = ("images", *VARIANTS)
 """Learning from synthetic images, or a generator and the student by turns."""
 
@@ -76,7 +81,7 @@ def in_few_bits(
     if isinstance(source, str):
         program, images = without_data(loaded, source, wanted, checkpoint, on_step)
         record = Calibration(kind="synthetic", source=source, samples=len(images), seed=wanted.seed)
-        notes = (*loaded.notes, f"{where}. accuracy on real data: not measured")
+        notes = (*loaded.notes, where)
     else:
         images = torch.cat([x for (x,) in source.samples])
         program, record = learned(loaded, images, wanted, checkpoint, on_step), source.record
@@ -96,14 +101,32 @@ def in_few_bits(
     )
     exact = tuple(map(tuple, golden_of(loaded)[1]))
     made = replace(loaded, program=program, module=program.module(), notes=notes, quantized=quantized)
+    if isinstance(source, str):
+        made = with_risk(loaded, made, IN_FAMILY if source == METHODS[0] else CROSS_FAMILY, wanted, on_step)
     return replace(made, float_outputs=exact), images
 
 
-def synthetic_images(loaded: Loaded, *, seed: int = 0, device: str = "cpu", on_step: Step | None = None) -> Tensor:
-    """Images (N, C, H, W) to learn from without data, more of them than 8 bits are calibrated with."""
-    count, batch, steps = IMAGES[_is_large(loaded)]
+def with_risk(loaded: Loaded, made: Loaded, relation: str, wanted: FewBits, on_step: Step | None = None) -> Loaded:
+    """`made` with what its answers on other images than it was learned from say, without a label.
+
+    `relation` is that of images which fit the stored statistics to those that it was learned from.
+    """
+    assert made.quantized is not None
+    count, seed = affordable_images(loaded), wanted.seed + 1
+    images = synthetic_images(loaded, count=count, seed=seed, device=wanted.device, on_step=on_step)
+    risk = assess_answers(loaded, made, images, relation, PRIOR, seed)
+    notes = (*made.notes, f"without data: {risk.verdict}. accuracy on real data: {risk.accuracy}")
+    return replace(made, notes=notes, quantized=replace(made.quantized, risk=risk, notes=notes))
+
+
+def synthetic_images(
+    loaded: Loaded, *, count: int | None = None, seed: int = 0, device: str = "cpu", on_step: Step | None = None
+) -> Tensor:
+    """Images (N, C, H, W) to learn from without data, more of them than 8 bits are calibrated with, or `count`."""
+    usual_count, batch, steps = IMAGES[_is_large(loaded)]
+    count = count or usual_count
     usual = chosen(loaded, seed, device, Network(loaded, "cpu").has_batch_norms)
-    options = replace(usual, count=count, batch=batch, steps=steps, prior="pink", classes=0.1)
+    options = replace(usual, count=count, batch=min(batch, count), steps=steps, prior=PRIOR, classes=0.1)
     return synthesize(loaded, options, on_step).images
 
 

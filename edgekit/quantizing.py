@@ -165,7 +165,7 @@ def quantize(
     basis = _basis(loaded, source, num_calibration_samples, on_step)
     made = _with_risk(loaded, _in_int8(loaded, basis, options, on_step), basis, on_step)
     assert made.quantized is not None
-    explained = _explain(path, made, basis) if explain else ()
+    explained = _explain(path, made, basis.data_free.images) if explain and basis.data_free else ()
     write_file(path, quantized_bytes(made.program, made.quantized, made.float_outputs))
     return QuantizedModel(path=path, quantized=made.quantized, explained=explained)
 
@@ -186,10 +186,7 @@ def _in_few_bits(
         photos = calibration_set(loaded, source.path, samples=num_samples, seed=wanted.seed, on_step=on_step)
     made, images = in_few_bits(loaded, photos or source.method, wanted, learning_file(path), on_step)
     assert made.quantized is not None
-    explained: tuple[Path, ...] = ()
-    if explain and loaded.preprocess is not None:
-        explained = (risk_files(path)[2],)
-        write_file(explained[0], contact_sheet(images, loaded.preprocess))
+    explained = _explain(path, made, images) if explain else ()
     write_file(path, quantized_bytes(made.program, made.quantized, made.float_outputs))
     return QuantizedModel(path=path, quantized=made.quantized, explained=explained)
 
@@ -238,7 +235,7 @@ def _controlled(
     drop = f"{accuracy.chosen.top1:.2f} % top-1, {accuracy.chosen.drop:.2f} points below float, on {accuracy.n} images"
     made = _with_risk(loaded, made, basis, on_step, measured=drop)
     assert made.quantized is not None
-    explained = _explain(path, made, basis) if explain else ()
+    explained = _explain(path, made, basis.data_free.images) if explain and basis.data_free else ()
     write_file(ranking_file(path), (json.dumps(asdict(accuracy), indent=2) + "\n").encode())
     write_file(plot_file(path), plot(accuracy, f"{loaded.name} in int8"))
     # Last: where it is, the others are.
@@ -259,19 +256,20 @@ def _with_risk(
     return replace(made, notes=notes, quantized=replace(made.quantized, risk=risk, notes=notes))
 
 
-def _explain(path: Path, made: Loaded, basis: _Basis) -> tuple[Path, ...]:
-    """Write what the risk rests on beside the `.pt2` file at `path`."""
-    assert basis.data_free is not None
+def _explain(path: Path, made: Loaded, images: Tensor) -> tuple[Path, ...]:
+    """Write what the risk rests on beside the `.pt2` file at `path`; the plot is of tensors, where these are known."""
     assert made.quantized is not None
     risk = made.quantized.risk
     assert risk is not None
-    text, picture, images = risk_files(path)
-    write_file(text, (json.dumps(asdict(risk), indent=2) + "\n").encode())
-    write_file(picture, plot_risk(risk, f"{made.name} in int8, without data"))
-    if made.preprocess is None or basis.data_free.images.dim() != 4:
-        return text, picture
-    write_file(images, contact_sheet(basis.data_free.images, made.preprocess))
-    return text, picture, images
+    text, picture, sheet = risk_files(path)
+    files = {text: (json.dumps(asdict(risk), indent=2) + "\n").encode()}
+    if risk.tensors:
+        files[picture] = plot_risk(risk, f"{made.name} in int8, without data")
+    if made.preprocess is not None and images.dim() == 4:
+        files[sheet] = contact_sheet(images, made.preprocess)
+    for file, content in files.items():
+        write_file(file, content)
+    return tuple(files)
 
 
 def with_precision(

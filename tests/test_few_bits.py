@@ -45,9 +45,17 @@ def test_few_bits_without_data_are_written_and_measured(
     assert "simulated in torch" in made.err
     assert "accuracy on real data: not measured" in made.err
     assert f"synthetic ({method})" in made.out
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.images.png", "r.pt2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.data-free.json", "r.images.png", "r.pt2"]
     stored = read_quantized(out)
     assert stored is not None
+    risk = stored[0].risk
+    assert risk is not None
+    assert {a.family: a.relation for a in risk.agreements} == {
+        "images that fit, another seed": "in-family" if method == "images" else "cross-family",
+        **dict.fromkeys(("crops of two stock photos", "collages", "dead leaves"), "cross-family"),
+    }
+    assert json.loads((tmp_path / "r.data-free.json").read_text(encoding="utf-8"))["scheme"] == "w4a8"
+    assert f"risk        {risk.level}: " in made.out
     assert (stored[0].scheme, stored[0].protocol, stored[0].calibration.kind) == ("w4a8", "a", "synthetic")
     data = shared / "data" / "cifar10_test.npz"
     measured = cli("evaluate", out, "--data", data, "--limit", "60", "--json")
@@ -56,6 +64,18 @@ def test_few_bits_without_data_are_written_and_measured(
     assert result["n"] == 60
     if method == "images":
         assert result["agreement"] > 60
+
+
+def test_answers_that_are_not_those_of_float_are_a_high_risk(cli: Cli, resnet: tuple[str, ...], tmp_path: Path) -> None:
+    risks = {}
+    for scheme in ("w7a8", "w2a2"):
+        made = cli("quantize", *resnet, "--scheme", scheme, "--data-free", "-o", tmp_path / f"{scheme}.pt2", "--json")
+        assert made.code == 0, made.err
+        risks[scheme] = json.loads(made.out)["risk"]
+    assert risks["w7a8"]["level"] == "low"
+    assert risks["w2a2"]["level"] == "high"
+    assert any(reason.startswith("w2a2 answers otherwise than float on ") for reason in risks["w2a2"]["reasons"])
+    assert "take more bits" in risks["w2a2"]["advice"]
 
 
 def test_few_bits_are_learned_from_photos_too(cli: Cli, resnet: tuple[str, ...], shared: Path, tmp_path: Path) -> None:
@@ -67,6 +87,7 @@ def test_few_bits_are_learned_from_photos_too(cli: Cli, resnet: tuple[str, ...],
     assert made.code == 0, made.err
     said = json.loads(made.out)
     assert (said["scheme"], said["protocol"], said["calibration"]["kind"]) == ("w4a8", "h", "images")
+    assert said["risk"] is None
 
 
 def test_a_simulation_is_not_exported(cli: Cli, resnet: tuple[str, ...], tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ def risk_lines(risk: "Risk") -> list[str]:
             for a in sorted(risk.agreements, key=lambda a: a.relation, reverse=True)
         ),
         f"  stored      {risk.stored_share:.0%} of the activations in int8 have stored statistics ({norms}); "
-        "the others are guessed",
+        "the others are guessed"
+        if risk.tensors
+        else f"  learned     ranges and rounding, from made images; statistics are stored in {norms}",
         f"  accuracy on real data: {risk.accuracy}",
     ]
 

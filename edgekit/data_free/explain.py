@@ -22,7 +22,7 @@ _SHOWN, _TILE, _GAP, _COLUMNS = 64, 96, 4, 8
 def explained(risk: Risk) -> list[str]:
     """The worst layers and why, the range that each estimator asks for, and the norms that fit worst."""
     tensors = {t.tensor: t for t in risk.tensors}
-    lines = ["worst layers, on the family of images that is worst for each:"]
+    lines = ["worst layers, on the family of images that is worst for each:"] if risk.worst else []
     for number, tensor in enumerate((tensors[name] for name in risk.worst), 1):
         lines += _worst_lines(number, tensor)
     disputed = [t for t in risk.tensors if t.why and t.tensor not in risk.worst]

@@ -1,6 +1,7 @@
 """Images that int8 was not calibrated with: of the same family, and of families that are made in another way."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +18,7 @@ from edgekit.types import Step
 
 IN_FAMILY, CROSS_FAMILY = "in-family", "cross-family"
 PHOTOS, COLLAGES = "crops of two stock photos", "collages"
-OWN_PRIORS = "image priors, another seed"
+OWN_PRIORS, FITTING = "image priors, another seed", "images that fit, another seed"
 PRIORS = ("dead_leaves", "pink")
 """What is not compared on: white noise, which no camera sees and no calibration has to fit."""
 _MOST, _LEAST = 16, 4
@@ -73,7 +74,7 @@ def held_out(loaded: Loaded, calibration: DataFreeCalibration, seed: int, on_ste
     count = affordable(loaded)
     shape, seen = tuple(calibration.images.shape[1:]), tuple[str, ...]()
     if calibration.synthesis is not None:
-        name = "images that fit, another seed"
+        name = FITTING
         # They are looked at, not calibrated with: half the steps will do.
         steps = -(-calibration.synthesis.options.steps // 2)
         options = replace(calibration.synthesis.options, count=count, steps=steps, seed=seed)
@@ -86,11 +87,15 @@ def held_out(loaded: Loaded, calibration: DataFreeCalibration, seed: int, on_ste
         name = "normal numbers, another seed"
         own = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
     found = [Family(name, IN_FAMILY, calls(loaded, own))]
-    if len(shape) != 3:
-        return found
-    others = [(PHOTOS, stock_photos(loaded, count, seed)), (COLLAGES, collages(own) if len(own) > 3 else None)]
-    others += [(kind, _prior(loaded, kind, count, shape, seed)) for kind in PRIORS if kind not in seen]
-    return found + [Family(n.replace("_", " "), CROSS_FAMILY, calls(loaded, x)) for n, x in others if x is not None]
+    return found if len(shape) != 3 else found + others(loaded, own, seen, seed)
+
+
+def others(loaded: Loaded, own: Tensor, seen: Sequence[str], seed: int) -> list[Family]:
+    """As many images as `own` (N, C, H, W), of families that are made in another way; not of the priors `seen`."""
+    count, shape = len(own), tuple(own.shape[1:])
+    found = [(PHOTOS, stock_photos(loaded, count, seed)), (COLLAGES, collages(own) if len(own) > 3 else None)]
+    found += [(kind, _prior(loaded, kind, count, shape, seed)) for kind in PRIORS if kind not in seen]
+    return [Family(n.replace("_", " "), CROSS_FAMILY, calls(loaded, x)) for n, x in found if x is not None]
 
 
 def _prior(loaded: Loaded, kind: str, count: int, shape: tuple[int, ...], seed: int) -> Tensor:

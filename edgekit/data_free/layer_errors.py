@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from edgekit.quantization._execution import Samples, Values, Walk, constants
 from edgekit.quantization._ops import CLAMPS, COMPUTE, DEQUANTIZE_WEIGHT, MOVES, QMAX, QMIN, QUANTIZE, module_path
@@ -162,6 +164,16 @@ def errors(
             if on_call is not None:
                 on_call()
     return {name: sums for name, (_, sums) in found.items()}, answers
+
+
+def answer_errors(exact: nn.Module, quantized: nn.Module, samples: Samples) -> OutputErrors:
+    """What differs in the first output of two models that take the same calls."""
+    answers = OutputErrors()
+    with torch.no_grad():
+        for sample in samples:
+            a, b = (pytree.tree_leaves(model(*sample))[0] for model in (exact, quantized))
+            _compare(answers, a, b)
+    return answers
 
 
 _OUTPUT = "the first output"

@@ -1,4 +1,4 @@
-"""What can be said without a label of an int8 model that no data calibrated: does it hold on other images too?
+"""What can be said without a label of a quantized model that no data calibrated: does it hold on other images too?
 
 Images that int8 was calibrated on say little: a range that is too narrow fits them. So float and int8 are compared on
 images of the same family, made with another seed, and on families that are made in another way. What these have in
@@ -7,14 +7,16 @@ common holds for photos too. The difference between the two numbers is how far t
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from edgekit.data_free import DataFreeCalibration, calls
-from edgekit.data_free.held_out import CROSS_FAMILY, PHOTOS, Family, held_out
+from edgekit.data_free.held_out import CROSS_FAMILY, FITTING, PHOTOS, Family, held_out, others
 from edgekit.data_free.layer_errors import (
     Grid,
     OutputErrors,
     TensorErrors,
+    answer_errors,
     disagreement,
     errors,
     grids,
@@ -62,6 +64,30 @@ def assess(
             trusted=calibration.trusted or not fits,
         )
     )
+
+
+def assess_answers(loaded: Loaded, quantized: Loaded, images: Tensor, relation: str, prior: str, seed: int) -> Risk:
+    """The risk of `quantized`, in few bits, by its answers alone: its ranges are learned, and of other grids.
+
+    `images` (N, C, H, W) fit the stored statistics and began as `prior`; `relation` is theirs to those that it was
+    learned from. `seed` is one that nothing was learned with.
+    """
+    assert quantized.quantized is not None
+    families = [Family(FITTING, relation, calls(loaded, images)), *others(loaded, images, (prior,), seed)]
+    form = train_form(loaded)
+    risk = Risk(
+        level="low",
+        reasons=(),
+        advice="",
+        agreements=tuple(_agreement(f, answer_errors(loaded.module, quantized.module, f.samples)) for f in families),
+        stored_share=0.0,
+        norms=norm_inventory(form),
+        norm_fits=_fits(loaded, form, seed),
+        tensors=(),
+        worst=(),
+        scheme=quantized.quantized.scheme,
+    )
+    return judged(risk)
 
 
 def _measured(

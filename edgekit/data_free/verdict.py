@@ -33,6 +33,12 @@ _ADVICE = {
     "raised": "Give even 8 unlabelled photos like those it will see: --calibration PATH",
     "high": "Do not ship this: give 32 unlabelled photos, or even 8, like those it will see: --calibration PATH",
 }
+_LEARNED = {
+    "low": "Photos like those it will see would still teach it more: --calibration PATH",
+    "raised": "Let it learn from unlabelled photos like those it will see: --calibration PATH",
+    "high": "Do not use this: let it learn from photos (--calibration PATH), or take more bits.",
+}
+"""Of few bits, which are learned from images, the more the better."""
 
 Finding = tuple[int, str]
 """An index of `LEVELS` and the reason for it."""
@@ -47,7 +53,7 @@ def judged(risk: Risk) -> Risk:
         risk,
         level=LEVELS[level],
         reasons=tuple(reasons or [_nothing_found(risk)]),
-        advice=_ADVICE[LEVELS[level]],
+        advice=(_ADVICE if risk.tensors else _LEARNED)[LEVELS[level]],
         worst=tuple(t.tensor for t in sorted(_inner(risk), key=_badness)[:WORST]),
     )
 
@@ -80,6 +86,8 @@ def _level(value: float, limits: tuple[float, float]) -> int:
 
 def _statistics(risk: Risk) -> list[Finding]:
     if not risk.norm_fits:
+        if not risk.tensors:
+            return [(1, "no statistics are stored: what it learned from was made without them")]
         return [(1, "no statistics are stored: every range is a guess")]
     found: list[Finding] = []
     for fit in risk.norm_fits:
@@ -106,12 +114,12 @@ def _agreements(risk: Risk) -> list[Finding]:
             level = _level(a.kl, KL if near else KL_OTHERS)
             what = f"{a.top1:.0%} the same class, KL {a.kl:.2g}"
         worse = a.kl if a.kl is not None else -a.sqnr_db
-        found.append((level, worse, f"int8 answers otherwise than float on {a.family} ({what})"))
+        found.append((level, worse, f"{risk.scheme} answers otherwise than float on {a.family} ({what})"))
     return [(level, text) for level, _, text in [max(found)]] if found else []
 
 
 def _tensors(risk: Risk) -> list[Finding]:
-    inner, found = _inner(risk), []
+    inner, found = _inner(risk), list[Finding]()
     for what, count in (
         ("estimators", sum(t.disagreement > DISPUTED for t in inner)),
         ("families of images", sum(t.prior_spread > DISPUTED and not t.stored for t in inner)),
@@ -133,7 +141,9 @@ def _nothing_found(risk: Risk) -> str:
         return "nothing looks wrong"
     number = f"{same.sqnr_db:.0f} dB" if same.top1 is None else f"{same.top1:.0%} the same class"
     where = f"{number} on the worst, {same.family}"
-    return f"stored statistics fit the weights, and int8 agrees with float on images of other families ({where})"
+    return (
+        f"stored statistics fit the weights, and {risk.scheme} agrees with float on images of other families ({where})"
+    )
 
 
 def worst(agreements: Sequence[Agreement], relation: str) -> Agreement | None:

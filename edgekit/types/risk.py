@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How int8 and float agree on `images` images of a family that no camera took, or that stand in for the user's.
+    """How a quantized model and float agree on `images` images, which no camera took or which stand in for the user's.
 
-    `relation` is "in-family" for images made as those that int8 was calibrated with, "cross-family" for others.
+    `relation` is "in-family" for images made as those that it was calibrated with, "cross-family" for others.
     `top1` (a fraction) and `kl` (nats an image) are None where the first output is no row of class scores.
     """
 
@@ -62,13 +62,13 @@ class TensorRisk:
 
 @dataclass(frozen=True, kw_only=True)
 class Risk:
-    """What can be said, without a label or a photo of the user's, of an int8 model that no data calibrated.
+    """What can be said, without a label or a photo of the user's, of a quantized model that no data calibrated.
 
     `level` is "low", "raised" or "high", `reasons` why in plain words, `advice` what to do. `stored_share` is the share
     of quantized activations whose statistics batch norms have stored; the others are guessed. `norms` counts norms by
     kind. `tensors` are in the order of the graph; `worst` names those to look at first. `trusted` is False where
     calibration saw that what is stored is not of these weights and did without. `accuracy` says what was measured on
-    real data.
+    real data. Of `scheme`s in few bits, whose ranges are learned, answers and norms alone are known: no tensors.
     """
 
     level: str
@@ -81,6 +81,7 @@ class Risk:
     tensors: tuple[TensorRisk, ...]
     worst: tuple[str, ...]
     trusted: bool = True
+    scheme: str = "int8"
     accuracy: str = "not measured"
 
     @property
