@@ -27,6 +27,9 @@ MIN_SQNR_DB = {
 }  # fmt: skip
 """The floors against the float model: float32 differs only by the order of sums, float16 by 11 bits of mantissa; what
 integers cost is the model's affair, and below these it is lost (two of the golden inputs are noise, no photos)."""
+HALF_SUMS_DB = 25.0
+"""The floor of float16 where sums may be float16, too: mobilenet-v2 with real weights has 36 dB with float32 sums, and
+31 without, on a processor that computes in float16, where it answers 99.4 % of 800 photos as the float model does."""
 SIMULATION_SQNR_DB = {"int8": 30.0, "int8-dynamic": 25.0, "int8-weight": 25.0, "int4-weight": 25.0}
 """The floors against the program with the same integers, run by torch."""
 MAX_DISAGREEMENT = 0.01
@@ -156,6 +159,8 @@ def _floor(artifact: Artifact) -> float:
     precision = artifact.manifest.precision
     if precision not in MIN_SQNR_DB:
         raise ArtifactDamaged(f"{artifact.path} is of an unknown precision {precision!r}", "Export the artifact again.")
+    if precision == "fp16" and TARGETS[artifact.manifest.target].half_sums:
+        return HALF_SUMS_DB
     return MIN_SQNR_DB[precision]
 
 

@@ -41,7 +41,7 @@ def test_every_runtime_has_the_float_models_accuracy(artifacts: tuple[Artifact, 
         assert agreement.min() >= 0.998
     else:
         assert accuracy == pytest.approx([accuracy[0]] * 4, abs=1.0)  # two of 200
-        assert agreement.min() >= 0.99
+        assert agreement.min() >= 0.98  # four of 200: of sums in float16
 
 
 def test_evaluate_reports_accuracy_and_agreement(artifacts: tuple[Artifact, ...], data: Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from edgekit.loading import load
 from edgekit.types import ModelRequest, Preprocess
-from edgekit.verification import MIN_SQNR_DB, sqnr_db
+from edgekit.verification import HALF_SUMS_DB, MIN_SQNR_DB, sqnr_db
 from tests.conftest import PRECISIONS, TARGETS, Cli, Exporter, process
 
 Copier = Callable[..., Path]
@@ -75,7 +75,7 @@ def test_a_fresh_artifact_verifies(cli: Cli, artifact: Copier, target: str, prec
     assert result.code == 0, result.err
     measured = json.loads(result.out)
     assert measured["passed"]
-    assert measured["sqnr_db"] >= {"fp32": 100, "fp16": 50}[precision]
+    assert measured["sqnr_db"] >= {"fp32": 100, "fp16": 40}[precision]
     assert measured["top1_agreement"] == 1
     (stored,) = manifest_of(folder)["verification"]  # pyright: ignore[reportGeneralTypeIssues]
     assert stored["against"] == "float"
@@ -150,7 +150,8 @@ def test_a_class_whose_half_precision_weights_have_another_sign_fails(
     folder, changed = artifact(target, "fp16"), head.clone()
     changed[3] = -changed[3]
     overwrite(folder, head, changed, "fp16")
-    fails(cli, folder, "output logits: SQNR", f"below {MIN_SQNR_DB['fp16']:g} dB", "max error")
+    floor = HALF_SUMS_DB if target == "executorch" else MIN_SQNR_DB["fp16"]
+    fails(cli, folder, "output logits: SQNR", f"below {floor:g} dB", "max error")
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -62,6 +62,8 @@ class Target(ABC):
     """Precision → what it means in this runtime."""
     kernels: str = "float32"
     """How its int8 kernels rescale a sum: one of `quantization.simulation.KERNELS`."""
+    half_sums: bool = False
+    """Whether its fp16 kernels sum in float16, too, on processors that can: those of phones."""
     schemes: Mapping[str, WeightScheme] = MappingProxyType({})
     """Precision → which weights it rounds, for the precisions that round weights alone."""
 

@@ -47,6 +47,7 @@ class Executorch(Target):
         "int4-weight": "as int8-dynamic, with 4-bit weights of linears",
     }
 
+    half_sums = True
     schemes: Mapping[str, WeightScheme] = {
         "int8-dynamic": WeightScheme(int8=_INTEGER, why_float=_FLOAT_DEPTHWISE),
         "int4-weight": WeightScheme(int8=_INTEGER, int4=frozenset({LINEAR}), why_float=_FLOAT_DEPTHWISE),
