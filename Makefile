@@ -33,7 +33,7 @@ android-assets: $(READY)
 	$(foreach model,$(ANDROID_INT8_MODELS),$(call ANDROID_EXPORT,$(model),-p int8 --calibration synthetic))
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,11 +24,40 @@ ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared"))
 
 
+LONG = ("test_readme.py", "test_benchmarking.py")
+"""They begin first, so that no worker waits for one of them at the end."""
+MEASURING = (
+    *("test_adb.py", "test_benchmarking.py", "test_operators.py", "test_profiling.py", "test_protocol.py"),
+    *("test_reporting.py", "test_runner.py", "test_ssh.py"),
+)
+"""They time what they run, all on the same core: one at a time."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file run in one worker, which makes what they share once; exports of the zoo share nothing."""
-    for item in items:
-        if item.path.name != "test_zoo.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file run in one worker, which makes what they share once; exports of the zoo share nothing.
+
+    xdist's own groups are suffixes of node ids, which pytest 9 no longer lets it set: it deals out single tests.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            name = nodeid.partition("::")[0].rpartition("/")[2]
+            return "measuring" if name in MEASURING else nodeid if name == "test_zoo.py" else name
+
+    return ByFile(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """No test depends on what another has drawn."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

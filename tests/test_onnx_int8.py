@@ -37,6 +37,9 @@ from edgekit.types import ModelRequest, QuantizationOptions, TensorSpec
 Rule = Callable[[ExportedProgram], ExportedProgram]
 _qd = torch.ops.quantized_decomposed
 QUANTIZE = _qd.quantize_per_tensor.default
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+SUMS_IN_32_BITS = "vnni" in CPU or ("GenuineIntel" not in CPU and "AuthenticAMD" not in CPU)
+"""Whether ONNX Runtime's kernels add products of bytes without saturation."""
 IMAGE = (1, 3, 15, 14)
 MAP = (1, 8, 8, 4)
 
@@ -255,6 +258,8 @@ def test_runs_in_integer_kernels_alone(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = program.module()(x)
     assert len(expected.unique()) > 20
+    if not SUMS_IN_32_BITS:
+        pytest.skip("without VNNI, ONNX Runtime adds products in 16 bits, which saturate")
     assert torch.equal(run(path, x), expected)
 
 

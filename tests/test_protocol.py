@@ -63,11 +63,11 @@ def test_mlperf_is_not_to_be_had_for_less(artifact: Artifact, cli: Cli) -> None:
 
 
 def test_a_sustained_run_is_a_curve(artifact: Artifact) -> None:
-    (result,) = edgekit.profile([artifact], num_runs=5, min_secs=0, sustained=3.0).results
+    (result,) = edgekit.profile([artifact], num_runs=5, min_secs=0, sustained=6.0).results
     secs = [p.secs for p in result.sustained]
     assert secs[0] == 0
     assert secs == sorted(secs)
-    assert 2 <= len(secs) <= 4
+    assert 2 <= len(secs) <= 7
     assert all(p.p50_ms > 0 and p.runs > 1 for p in result.sustained)
 
 

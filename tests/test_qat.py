@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -289,6 +290,7 @@ def test_a_killed_run_resumes_to_the_same_bits(recipe: Writer, tmp_path: Path) -
         if log.exists() and len(log.read_text().splitlines()) >= 3:
             running.kill()
             break
+        time.sleep(0.02)
     running.communicate()
     assert running.returncode == -9, "it was done before it could be killed"
     assert not (tmp_path / "killed" / "model.pt2").exists()

@@ -60,6 +60,14 @@ def serving(server: Sshd) -> list[str]:
     return [pid for pid in parents if b"edgekit.devices.board.serve" in words[pid] and below(pid)]
 
 
+def check_nothing_is_left(server: Sshd, before: set[str]) -> None:
+    """A process that was killed needs a moment to be gone."""
+    deadline = time.monotonic() + 60
+    while left := (*serving(server), *(left_there() - before)):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
 def test_artifacts_of_three_runtimes_are_measured_in_turns(server: Sshd, small_artifacts: dict[str, Artifact]) -> None:
     before = left_there()
     result = edgekit.profile(list(small_artifacts.values()), device=device(server), num_runs=40, min_secs=0.1)
@@ -74,8 +82,7 @@ def test_artifacts_of_three_runtimes_are_measured_in_turns(server: Sshd, small_a
         assert {"before", "after"} == set(r.state)
     assert [r.runtime.split()[0] for r in result.results] == ["ExecuTorch", "LiteRT", "ONNX"]
     assert len(result.comparisons) == 3
-    assert left_there() == before
-    assert serving(server) == []
+    check_nothing_is_left(server, before)
 
 
 def test_what_it_computes_there_is_the_reference(server: Sshd, small_artifacts: dict[str, Artifact]) -> None:
@@ -163,7 +170,7 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("board")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = str(folder / "bin" / "python")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "10"]
     subprocess.run([*pip, "tflite-runtime==2.14.0", "numpy<2"], check=True)
     return python
 
@@ -207,7 +214,8 @@ def test_a_process_that_dies_or_hangs_there(
 
     def strike(what: str, done: int, total: int) -> None:
         if what.startswith("measuring") and done > total - 10 and not struck:
-            monkeypatch.setattr("edgekit.devices.sessions.PATIENCE_SECS", 2.0)
+            if number == signal.SIGSTOP:
+                monkeypatch.setattr("edgekit.devices.sessions.PATIENCE_SECS", 2.0)
             struck.append(int(serving(server)[0]))
             os.kill(struck[0], number)
 
@@ -222,9 +230,7 @@ def test_a_process_that_dies_or_hangs_there(
     assert caught.value.partial is not None
     assert [r.runs > 0 for r in caught.value.partial.results] == [True, True]
     assert any("cut short" in w for w in caught.value.partial.results[0].warnings)
-    time.sleep(0.2)
-    assert serving(server) == []
-    assert left_there() == before
+    check_nothing_is_left(server, before)
 
 
 def test_a_connection_that_breaks(server: Sshd, small_artifacts: dict[str, Artifact]) -> None:

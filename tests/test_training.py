@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -113,8 +114,8 @@ def test_a_run_learns_and_says_what_its_weights_are(recipe: Writer, cli: Cli, tm
     assert (card.num_classes, card.image_size, card.labels[3]) == (10, (32, 32), "cat")
     assert card.preprocess is not None
     assert (card.preprocess.resize, card.preprocess.mean) == (32, (0.5, 0.5, 0.5))
-    best = max(e["top1"] for e in log if "top1" in e)
-    assert (best == log[-1]["top1"]) == _same(
+    seen = [e["top1"] for e in log if "top1" in e]
+    assert (seen.index(max(seen)) == len(seen) - 1) == _same(
         tmp_path / "run" / "best.safetensors", tmp_path / "run" / "last.safetensors"
     )
 
@@ -145,15 +146,16 @@ def test_weights_that_were_trained_export_by_their_name_alone(recipe: Writer, cl
 
 
 def test_a_killed_run_resumes_to_the_same_bits(recipe: Writer, tmp_path: Path) -> None:
-    steps = ["schedule.steps=14", "schedule.cycles=2", "distillation.method=snapshot", "distillation.weight=0.5"]
+    steps = ["schedule.steps=24", "schedule.cycles=2", "distillation.method=snapshot", "distillation.weight=0.5"]
     whole = run(recipe(out="whole"), steps)
     path = recipe(out="killed")
     running = subprocess.Popen(process("train", path, *steps), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     log = tmp_path / "killed" / "log.jsonl"
     while running.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) >= 9:  # between checkpoints, in the second cycle
+        if log.exists() and len(log.read_text().splitlines()) >= 13:  # between checkpoints, in the second cycle
             running.kill()
             break
+        time.sleep(0.02)
     running.communicate()
     assert running.returncode == -9, "it was done before it could be killed"
     assert not (tmp_path / "killed" / "last.safetensors").exists()
@@ -161,7 +163,7 @@ def test_a_killed_run_resumes_to_the_same_bits(recipe: Writer, tmp_path: Path) -
     a, b = load_file(whole.path), load_file(resumed.path)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert [e["step"] for e in entries(log.parent)] == list(range(1, 15))
+    assert [e["step"] for e in entries(log.parent)] == list(range(1, 25))
     assert resumed.accuracy == whole.accuracy
 
 
@@ -233,6 +235,7 @@ def test_a_worker_killed_is_started_again(recipe: Writer, tmp_path: Path) -> Non
             found = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True)
             subprocess.run(["kill", "-9", found.stdout.split()[-1]], check=True)
             struck = True
+        time.sleep(0.02)
     _, err = running.communicate()
     assert struck, "it was done before it could be killed"
     assert running.returncode == 0, err[-3000:]
