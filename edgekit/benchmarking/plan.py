@@ -203,15 +203,17 @@ def _check_devices(plan: SweepPlan) -> None:
     kinds = [DEVICES[device.partition(":")[0]] for device in plan.devices]
     if plan.runners and not any(kind.takes_runner for kind in kinds):
         raise BadInput(
-            f"--runner is for phones over adb, and there are {', '.join(plan.devices)}",
+            f"--runner is for phones over adb, not for {', '.join(plan.devices)}",
             "Leave it out, or name a phone.",
         )
     for target, path in plan.runners.items():
         if target not in plan.targets:
-            raise BadInput(f"--runner {target}={path}: there is no {target}", f"There are {', '.join(plan.targets)}.")
+            raise BadInput(
+                f"--runner {target}={path}: there is no {target}", f"The targets are {', '.join(plan.targets)}."
+            )
     if plan.python and not any(kind.takes_python for kind in kinds):
         raise BadInput(
-            f"--python is for boards over ssh, and there are {', '.join(plan.devices)}",
+            f"--python is for boards over ssh, not for {', '.join(plan.devices)}",
             "Leave it out, or name a board.",
         )
 

@@ -42,7 +42,6 @@ def quantized_lines(made: "QuantizedModel") -> list[str]:
     return [
         f"{q.name} in {q.scheme}  {made.path}  {size(made.path.stat().st_size)}",
         f"  calibration {_calibration(q.calibration)}, seed {q.calibration.seed}",
-        *([f"  explained   {' · '.join(map(str, made.explained))}"] if made.explained and not q.risk else []),
         *([] if q.risk is None else risk_lines(q.risk)),
         *(_explained(made, q.risk) if made.explained and q.risk else []),
         *([] if made.accuracy is None else _accuracy_lines(made, made.accuracy)),
