@@ -76,6 +76,9 @@ def test_answers_that_are_not_those_of_float_are_a_high_risk(cli: Cli, resnet: t
     assert risks["w2a2"]["level"] == "high"
     assert any(reason.startswith("w2a2 answers otherwise than float on ") for reason in risks["w2a2"]["reasons"])
     assert "take more bits" in risks["w2a2"]["advice"]
+    # Images that fit are the last to tell: what costs 20 points is not seen on them.
+    kl = {a["family"]: a["kl"] for a in risks["w2a2"]["agreements"]}
+    assert kl["crops of two stock photos"] > 1
 
 
 def test_few_bits_are_learned_from_photos_too(cli: Cli, resnet: tuple[str, ...], shared: Path, tmp_path: Path) -> None:
