@@ -26,7 +26,7 @@ KL = (0.1, 0.3)
 KL_OTHERS = (0.5, 1.0)
 """Nats on images of no subject, calibrated with or not, of which networks are less sure."""
 KL_LEARNED, KL_LEARNED_OTHERS = (0.25, 1.0), (1.5, 3.0)
-"""The same of few bits. ResNet-20 on stock photos, and what it costs (`benchmarks/few_bits_risk.py`): learned w4a4 0.32
+"""The same of few bits. ResNet-20 on stock photos, and what it costs (`benchmarks/few_bits_risk.py`): learned w4a4 0.31
 nats, 2 points; rounded w6a6 0.7, 7; w4a4 behind ReLUs alone 0.6, 10; w5a5 1.9, 19; w4a4 in every tensor 3.3, 41."""
 SQNR_DB = (15.0, 8.0)
 """For outputs that are no class scores."""
