@@ -41,7 +41,9 @@ def test_every_runtime_has_the_float_models_accuracy(artifacts: tuple[Artifact, 
         assert agreement.min() >= 0.998
     else:
         assert accuracy == pytest.approx([accuracy[0]] * 4, abs=1.0)  # two of 200
-        assert agreement.min() >= 0.98  # four of 200: of sums in float16
+        for artifact, same in zip(artifacts, agreement, strict=True):
+            # Four of 200 where sums are float16, too; else two.
+            assert same >= (0.98 if artifact.manifest.target == "executorch" else 0.99)
 
 
 def test_evaluate_reports_accuracy_and_agreement(artifacts: tuple[Artifact, ...], data: Path) -> None:

@@ -75,7 +75,8 @@ def test_a_fresh_artifact_verifies(cli: Cli, artifact: Copier, target: str, prec
     assert result.code == 0, result.err
     measured = json.loads(result.out)
     assert measured["passed"]
-    assert measured["sqnr_db"] >= {"fp32": 100, "fp16": 40}[precision]
+    half = 40 if target == "executorch" else 50  # whose sums are float16, too, where the processor can
+    assert measured["sqnr_db"] >= {"fp32": 100, "fp16": half}[precision]
     assert measured["top1_agreement"] == 1
     (stored,) = manifest_of(folder)["verification"]  # pyright: ignore[reportGeneralTypeIssues]
     assert stored["against"] == "float"
